@@ -1,0 +1,39 @@
+"""OmniNFT: online reinforcement learning for joint audio-video diffusion models.
+
+    import omninft
+    result = omninft.train(omninft.load_config("omninft", ["run.iterations=24"]))
+
+Heavy imports happen on first use, so that `import omninft` and `omninft --help` are quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omninft.config import Config, load_config
+    from omninft.train import TrainResult, train
+    from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
+
+__version__ = "0.1.0"
+
+__all__ = ["Clip", "Config", "OmniNFTError", "Prompt", "ScoreTable", "TrainResult", "load_config", "train"]
+
+_HOMES = {
+    "Clip": "omninft.types",
+    "Config": "omninft.config",
+    "OmniNFTError": "omninft.types",
+    "Prompt": "omninft.types",
+    "ScoreTable": "omninft.types",
+    "TrainResult": "omninft.train",
+    "load_config": "omninft.config",
+    "train": "omninft.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'omninft' has no attribute {name!r}")

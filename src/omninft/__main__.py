@@ -1,0 +1,5 @@
+"""`python -m omninft`."""
+
+from omninft.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""`omninft check`: everything that can be found wrong before a run, and what the run will cost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omninft.checkpoint.store import ensure_writable
+from omninft.config import Config
+from omninft.run import (
+    RUN_BYTES,
+    Run,
+    build_rewards,
+    check_division,
+    join_rollouts,
+    new_run_folder,
+    open_all_prompts,
+    peak_memory_gb,
+)
+from omninft.types import OmniNFTError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    ok: bool
+    text: str
+
+
+def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
+    """Look at prompts, rewards, disk and model in turn; with `trial`, measure one small iteration and extrapolate.
+
+    Nothing is written but in a temporary folder. What depends on something broken is left out.
+    """
+    ok = True
+    for subject, look in (
+        ("clips", lambda: _division(config)),
+        ("prompts", lambda: _prompts(config)),
+        ("rewards", lambda: _rewards(config)),
+        ("disk", lambda: _disk(config)),
+    ):
+        finding = _look(subject, look)
+        ok &= finding.ok
+        yield finding
+    if not ok:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            run = Run(config, Path(folder) / "check")
+        except OmniNFTError as error:
+            yield Finding("model", False, str(error))
+            return
+        facts, g = run.health.facts, run.rollouts.geometry
+        yield Finding(
+            "model",
+            True,
+            f"{config.model.path}: {facts['blocks']} blocks, LoRA on {facts['lora_modules']} linears "
+            f"({facts['lora_parameters']:,} parameters), surgery in {facts['surgery_blocks']} blocks, clips of "
+            f"{g.num_frames} frames {g.height} x {g.width}, {g.video_tokens} video and {g.audio_tokens} audio tokens",
+        )
+        if trial:
+            yield _look("cost", lambda: _trial(run))
+        run.runner.close()
+
+
+def _look(subject: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(subject, True, look())
+    except OmniNFTError as error:
+        return Finding(subject, False, str(error))
+
+
+def _division(config: Config) -> str:
+    check_division(config, 1)
+    steps = "an optimiser step per sigma" if config.objective.step_per == "sigma" else "one optimiser step"
+    return f"{config.clips_per_iteration} an iteration, {config.run.iterations} iterations, {steps}"
+
+
+def _prompts(config: Config) -> str:
+    sets = open_all_prompts(config)
+    if len(sets["train"]) < config.prompts.per_iteration:
+        raise OmniNFTError(
+            f"{config.prompts.train} holds {len(sets['train'])} prompts, an iteration needs "
+            f"{config.prompts.per_iteration} (prompts.per_iteration)"
+        )
+    return ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
+
+
+def _rewards(config: Config) -> str:
+    trained, held_out = build_rewards(config)
+    if not trained:
+        raise OmniNFTError("rewards is empty: nothing to learn from; `omninft rewards` lists what there is")
+    listed = ", ".join(f"{c.name} -> {c.route}" for r in trained for c in r.components)
+    watched = ", ".join(c.name for r in held_out for c in r.components)
+    return listed + (f"; held out: {watched}" if watched else "")
+
+
+def _disk(config: Config) -> str:
+    folder = new_run_folder(config)
+    # Asks the nearest folder that exists, so that a check leaves nothing behind.
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ensure_writable(existing, RUN_BYTES)
+    return f"{folder} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GB free"
+
+
+def _trial(run: Run) -> str:
+    """One iteration of one batch of clips, the seconds of each stage scaled to the whole run."""
+    config = run.config
+    batch = next(iter(run.batches(run.sampler.groups(0))))
+    begin = time.monotonic()
+    rollout = run.rollouts.sample(batch, config.seed, 0, "old")
+    clips = run.decode(rollout)
+    table = run.runner.score(clips)
+    rollout_seconds = time.monotonic() - begin
+    begin = time.monotonic()
+    lessons = run.training_batch(join_rollouts([rollout]), run.credit(table, list(batch)))
+    run.update.run(lessons, 0)
+    update_seconds = time.monotonic() - begin
+    share = config.clips_per_iteration / len(clips)
+    iteration = (rollout_seconds + update_seconds) * share
+    evaluation = config.evaluation
+    dev_times = config.run.iterations // evaluation.every + 1 if evaluation.every and "dev" in run.prompts else 0
+    evaluated = dev_times * evaluation.dev_clips + (2 * evaluation.test_clips if "test" in run.prompts else 0)
+    steps = evaluation.sampling.num_steps / config.sampling.num_steps
+    total = iteration * config.run.iterations + evaluated * rollout_seconds / len(clips) * steps
+    return (
+        f"about {iteration:.1f} s an iteration, {_duration(total)} in all with evaluation (measured on "
+        f"{len(clips)} clips); peak memory {peak_memory_gb():.1f} GB"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"

@@ -1,0 +1,1 @@
+"""Who is responsible for a score: branches (routing), layers (surgery), regions (attention)."""

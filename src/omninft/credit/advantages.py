@@ -1,0 +1,220 @@
+"""From scores to what each branch learns from: group advantages and modality-wise routing.
+
+OmniNFT (Zhang et al. 2026, arXiv:2605.12480), technique 1. A reward judges the picture, the sound or both, so its
+advantage goes to the branch it judges; adding everything up and giving the sum to both lets a clip's good picture
+reinforce its bad sound. The baselines that do add up are here too: GDPO and one global reward.
+
+Everything is computed in float64 and handed on as the float32 of `BranchAdvantages`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from omninft.types import MODALITIES, ROUTES, BranchAdvantages, Component, Modality, OmniNFTError, Route, ScoreTable
+
+AdvantageMethod = Literal["omninft", "gdpo", "global"]
+StdScope = Literal["global", "group"]
+
+STD_EPS = 1e-4
+# Keeps (seed, group) pairs apart: no two of them share a generator while there are fewer groups than this.
+SEED_STRIDE = 1_000_003
+
+_HEARD: dict[Modality, tuple[Route, ...]] = {"video": ("video", "joint"), "audio": ("audio", "joint")}
+
+
+def group_advantages(values: Tensor, group_index: Tensor, std: StdScope = "global", eps: float = STD_EPS) -> Tensor:
+    """Advantage of every clip over the mean of its own prompt group.
+
+    A = (R - mean of the group) / (std + eps), over finite scores only (OmniNFT, the group-relative advantage of its
+    section on routing; GRPO's with `std="group"`).
+
+    Args:
+        values: [B] scores R of one reward, any unit, NaN (or infinite) where missing.
+        group_index: [B] int64, equal for the clips of one prompt; the numbers themselves do not matter.
+        std: population standard deviation (ddof 0) of the raw R over all valid clips of the iteration ("global"), or
+            over those of the group.
+        eps: added to the standard deviation.
+
+    Returns:
+        [B] float64. 0 where the score is missing, and in a group with fewer than two valid scores or equal ones.
+
+    Raises:
+        ValueError: the shapes differ or are not [B], or `std` is unknown.
+    """
+    if values.ndim != 1 or values.shape != group_index.shape:
+        raise ValueError(f"values {tuple(values.shape)} and group_index {tuple(group_index.shape)} must both be [B]")
+    if std not in get_args(StdScope):
+        raise ValueError(f"std is {std!r}, expected one of {get_args(StdScope)}")
+    values = values.double()
+    valid = torch.isfinite(values)
+    advantages = torch.zeros_like(values)
+    for group in group_index.unique():
+        member = valid & (group_index == group)
+        scores = values[member]
+        # Equal scores are tested for, not subtracted: their mean can be off by a rounding, and a sign would follow.
+        if len(scores) < 2 or scores.max() == scores.min():
+            continue
+        spread = (values[valid] if std == "global" else scores).std(correction=0)
+        advantages[member] = (scores - scores.mean()) / (spread + eps)
+    return advantages
+
+
+def route_advantages(
+    table: ScoreTable,
+    group_index: Tensor,
+    method: AdvantageMethod,
+    std: StdScope = "global",
+    final_batch_norm: bool = False,
+) -> BranchAdvantages:
+    """What the video and the audio branch learn from, of a table of scores.
+
+    * omninft: A_video = sum of w_k A_k over rewards routed `video` or `joint`, A_audio likewise (OmniNFT, technique 1).
+    * gdpo: the sum of w_k A_k over all rewards, to both branches (GDPO; "vanilla" in OmniNFT's ablation).
+    * global: the advantage of the weighted sum of the raw rewards, to both (DiffusionNFT, GRPO).
+
+    A clip is valid for a branch if any reward that judges the branch scored it. With `global` it must have every score:
+    a sum over fewer rewards is on another scale, so the sum counts as missing. A reward of weight 0 is only watched:
+    it judges nothing, and its failures cost no clip. A routed advantage is handed on as it is whatever it adds up to;
+    group-relative advantages add up to zero by construction, so a zero sum says nothing about the routing.
+
+    Args:
+        table: scores of B clips in K components, of the whole iteration and all processes.
+        group_index: [B] int64 prompt group of each clip; its device is that of the result.
+        method: see above.
+        std: scope of the standard deviation, as in `group_advantages`.
+        final_batch_norm: normalise each branch's result over its valid clips to mean 0 and population standard
+            deviation 1 (GDPO's last step; off in OmniNFT's comparison).
+
+    Returns:
+        Advantages [B] float32, 0 where not valid, and the masks.
+
+    Raises:
+        OmniNFTError: a component without a known route.
+        ValueError: `method` is unknown, or table and group_index disagree on B.
+    """
+    if method not in get_args(AdvantageMethod):
+        raise ValueError(f"method is {method!r}, expected one of {get_args(AdvantageMethod)}")
+    if len(table.values) != len(group_index):
+        raise ValueError(f"{len(table.values)} clips in the table, {len(group_index)} in group_index")
+    _check_routes(table.components)
+    scores = torch.as_tensor(table.values, dtype=torch.float64, device=group_index.device)
+    branches: dict[Modality, tuple[Tensor, Tensor]] = {}
+    for branch in MODALITIES:
+        heard = _HEARD[branch] if method == "omninft" else ROUTES
+        judging = [k for k, c in enumerate(table.components) if c.route in heard and c.weight != 0]
+        weights = scores.new_tensor([table.components[k].weight for k in judging])
+        combine = _advantage_of_sum if method == "global" else _sum_of_advantages
+        advantage, valid = combine(scores[:, judging], weights, group_index, std)
+        if final_batch_norm:
+            advantage = _normalised_over(advantage, valid)
+        branches[branch] = (advantage.float(), valid)
+    (video, video_valid), (audio, audio_valid) = branches["video"], branches["audio"]
+    return BranchAdvantages(video=video, audio=audio, video_valid=video_valid, audio_valid=audio_valid)
+
+
+def _check_routes(components: tuple[Component, ...]) -> None:
+    for component in components:
+        if component.route not in ROUTES:
+            raise OmniNFTError(
+                f"reward component {component.name!r} has route {component.route!r}, "
+                f"expected one of {', '.join(ROUTES)}"
+            )
+
+
+def _sum_of_advantages(scores: Tensor, weights: Tensor, group_index: Tensor, std: StdScope) -> tuple[Tensor, Tensor]:
+    """Sum over rewards of w_k A_k, and which clips had any valid score. scores [B, K], weights [K]."""
+    total = scores.new_zeros(len(scores))
+    for k, weight in enumerate(weights):
+        total += weight * group_advantages(scores[:, k], group_index, std)
+    return total, torch.isfinite(scores).any(dim=1)
+
+
+def _advantage_of_sum(scores: Tensor, weights: Tensor, group_index: Tensor, std: StdScope) -> tuple[Tensor, Tensor]:
+    """Advantage of sum_k w_k R_k, and which clips had every score. scores [B, K], weights [K]."""
+    valid = torch.isfinite(scores).all(dim=1)
+    if not len(weights):
+        valid = torch.zeros_like(valid)
+    total = torch.where(valid, (scores * weights).sum(dim=1), torch.nan)
+    return group_advantages(total, group_index, std), valid
+
+
+def _normalised_over(advantage: Tensor, valid: Tensor) -> Tensor:
+    """(A - mean) / (population std + 1e-4) over the valid clips, 0 elsewhere. [B] float64."""
+    if not bool(valid.any()):
+        return torch.zeros_like(advantage)
+    kept = advantage[valid]
+    return torch.where(valid, (advantage - kept.mean()) / (kept.std(correction=0) + STD_EPS), 0.0)
+
+
+def advantage_to_weight(advantage: Tensor, clip: float = 5.0) -> Tensor:
+    """Share r of the positive term of the negative-aware loss (DiffusionNFT, arXiv:2509.16117, its optimality r).
+
+    r = clamp(clamp(A, -a, a) / a / 2 + 1/2, 0, 1): 0 pushes away from the clip, 1/2 is neutral, 1 pulls to it.
+
+    Args:
+        advantage: any shape, floating.
+        clip: a > 0, the advantage at which r saturates.
+
+    Returns:
+        r in [0, 1], same shape and dtype.
+
+    Raises:
+        ValueError: clip is not positive.
+    """
+    if not clip > 0:
+        raise ValueError(f"clip must be positive, found {clip}")
+    return (advantage.clamp(-clip, clip) / clip / 2 + 0.5).clamp(0, 1)
+
+
+def shuffle_within_groups(advantages: BranchAdvantages, group_index: Tensor, seed: int) -> BranchAdvantages:
+    """The placebo: the same advantages, handed to the wrong clips of the same prompt.
+
+    Training on it has the update sizes of the real run and none of its information. A clip's video and audio
+    advantages and masks move together, so that the conflict between the branches stays what it was.
+
+    Args:
+        advantages: [B] each.
+        group_index: [B] int64. A group's permutation depends on seed, group number and group size alone, not on which
+            other groups the batch holds.
+        seed: any int; the caller folds the iteration into it.
+
+    Returns:
+        The advantages, permuted inside each group.
+    """
+    order = torch.arange(len(group_index), device=group_index.device)
+    for group in group_index.unique().tolist():
+        member = (group_index == group).nonzero().flatten()
+        generator = torch.Generator().manual_seed((seed * SEED_STRIDE + group) % 2**63)
+        order[member] = member[torch.randperm(len(member), generator=generator).to(member.device)]
+    return advantages[order]
+
+
+def conflict_share(advantages: BranchAdvantages) -> float:
+    """Share of clips whose video and audio advantages have opposite signs (OmniNFT, diagnosis 1: about one half).
+
+    Over the clips valid in both branches; an advantage of 0 agrees with anything. NaN if there is no such clip.
+    """
+    both = advantages.video_valid & advantages.audio_valid
+    if not bool(both.any()):
+        return float("nan")
+    opposite = advantages.video.sign() * advantages.audio.sign() < 0
+    return opposite[both].double().mean().item()
+
+
+def zero_variance_groups(table: ScoreTable, group_index: Tensor) -> int:
+    """Number of prompt groups that teach nothing: no reward of non-zero weight tells two of their clips apart.
+
+    A reward does so when it has at least two valid scores in the group that differ. group_index: [B] int64.
+    """
+    scores = torch.as_tensor(table.values, dtype=torch.float64, device=group_index.device)
+    judging = [k for k, c in enumerate(table.components) if c.weight != 0]
+    flat = 0
+    for group in group_index.unique():
+        columns = [scores[group_index == group, k] for k in judging]
+        distinct = [column[torch.isfinite(column)].unique().numel() for column in columns]
+        flat += all(count < 2 for count in distinct)
+    return flat

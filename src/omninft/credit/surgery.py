@@ -1,0 +1,312 @@
+"""Layer-wise gradient surgery: how much of one branch's loss reaches the other branch's layers.
+
+OmniNFT (Zhang et al. 2026, arXiv:2605.12480), technique 2. In audio-to-video cross-attention (A2V) the audio hidden
+state gives keys and values to the video stream, so the video loss sends gradient into audio layers. Surgery scales
+that gradient block by block and leaves every forward value alone: h -> sg(h) + s (h - sg(h)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+
+from omninft.types import OmniNFTError
+
+Target = Literal["input", "projection"]
+# Names of a block's cross-modal attentions: queries video, keys and values audio; and the reverse.
+A2V, V2A = "audio_to_video_attn", "video_to_audio_attn"
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by what `read_scale()` says when the backward gets here."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, read_scale: Callable[[], float]) -> Tensor:
+        # An attribute, not a saved tensor: activation checkpointing compares what forward and recomputation save.
+        ctx.read_scale = read_scale
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        scale = ctx.read_scale()
+        return (gradient if scale == 1 else gradient * scale), None
+
+
+def _scaled(h: Tensor, read_scale: Callable[[], float]) -> Tensor:
+    out: Tensor = _ScaleGradient.apply(h, read_scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def scale_gradient(h: Tensor, s: float) -> Tensor:
+    """h itself, bit for bit, whose gradient is multiplied by s (OmniNFT, partial stop-gradient).
+
+    Written out as sg(h) + s (h - sg(h)) the forward value would be the same only up to rounding, and in bf16 each of
+    the three operations would be kept for the backward. h: any shape; s >= 0, 0 stops the gradient (to exact zeros).
+    """
+    return _scaled(h, lambda: s)
+
+
+@dataclass(frozen=True)
+class SurgeryRange:
+    """Blocks [start, stop) and the factor s on the gradient that crosses there.
+
+    Two ints are block numbers. If either is a float, both are fractions of depth in [0, 1] (an int 0 or 1 is then
+    the beginning or the end), so that a schedule carries over to another depth.
+    """
+
+    start: int | float
+    stop: int | float
+    scale: float
+
+    @property
+    def is_fraction(self) -> bool:
+        return isinstance(self.start, float) or isinstance(self.stop, float)
+
+
+# OmniNFT's schedule for LTX-2, the same as fractions of depth, and written out block by block.
+DEFAULT_FRACTIONS: tuple[SurgeryRange, ...] = (
+    SurgeryRange(0.0, 1 / 48, 0.0),
+    SurgeryRange(1 / 48, 11 / 48, 0.1),
+    SurgeryRange(40 / 48, 1.0, 0.3),
+)
+REFERENCE_SCHEDULE_48: tuple[float, ...] = (0.0,) + (0.1,) * 10 + (1.0,) * 29 + (0.3,) * 8
+
+
+def surgery_schedule(num_blocks: int, spec: Sequence[SurgeryRange]) -> list[float]:
+    """The factor s of every block; 1 where no range says otherwise.
+
+    A fraction f of depth is the boundary round(f * num_blocks). A fractional range that rounds to nothing is widened
+    to one block and pushes the ranges after it on: block 0 of 48 stays block 0 of 8, it does not vanish.
+
+    Args:
+        num_blocks: depth of the transformer, >= 1.
+        spec: ranges in any order.
+
+    Returns:
+        num_blocks factors >= 0.
+
+    Raises:
+        OmniNFTError: ranges that overlap, leave the depth or are empty, a negative or non-finite factor, or a model
+            too shallow to give every fractional range a block.
+    """
+    schedule = [1.0] * num_blocks
+    taken: list[SurgeryRange | None] = [None] * num_blocks
+    previous: tuple[SurgeryRange, int] | None = None
+    for piece in sorted(spec, key=lambda r: r.start if r.is_fraction else r.start / num_blocks):
+        _check_range(piece, num_blocks)
+        start, stop = int(piece.start), int(piece.stop)
+        if piece.is_fraction:
+            start, stop = round(piece.start * num_blocks), round(piece.stop * num_blocks)
+            if previous is not None:
+                before, end = previous
+                if piece.start < before.stop:
+                    raise OmniNFTError(f"surgery ranges overlap: {before} and {piece}")
+                start = max(start, end)
+            stop = max(stop, start + 1)
+            previous = piece, stop
+        if stop > num_blocks:
+            raise OmniNFTError(f"{num_blocks} blocks are too few to give {piece} one; name the blocks instead")
+        for block in range(start, stop):
+            if taken[block] is not None:
+                raise OmniNFTError(f"surgery ranges overlap at block {block}: {taken[block]} and {piece}")
+            taken[block], schedule[block] = piece, float(piece.scale)
+    return schedule
+
+
+def _check_range(piece: SurgeryRange, num_blocks: int) -> None:
+    end = 1 if piece.is_fraction else num_blocks
+    if not 0 <= piece.start < piece.stop <= end:
+        unit = "fractions of depth" if piece.is_fraction else "block numbers"
+        raise OmniNFTError(f"{piece}: expected {unit} with 0 <= start < stop <= {end}")
+    if not (math.isfinite(piece.scale) and piece.scale >= 0):
+        raise OmniNFTError(f"{piece}: scale must be finite and not negative")
+
+
+@dataclass
+class _Site:
+    """One module where gradient crosses, as it was when the hook was set, and how often it was scaled there."""
+
+    block: int
+    path: str  # below the block, such as audio_to_video_attn.to_k
+    scale: float
+    module: nn.Module
+    count: int = 0
+
+    def __str__(self) -> str:
+        return f"block {self.block} ({self.path})"
+
+
+class GradientSurgery:
+    """Hooks that scale what crosses between the streams, while enabled.
+
+    The hooks put an identity into the graph whenever gradients are recorded; its factor is looked up in the backward.
+    So `enable` must be in force during the *backward*, and one forward graph can serve two losses:
+
+        with surgery:
+            video_loss.backward(retain_graph=True)
+        audio_loss.backward()
+
+    which is scope `video_loss_only`. The default scope, OmniNFT's, is one backward of the sum: it also scales the
+    audio loss where it crosses A2V on an indirect way (audio <- V2A <- video <- A2V <- audio). Gradients that do not
+    cross stay bit-equal. Under torch.no_grad nothing happens, so rollouts and the old and reference predictions are
+    untouched.
+
+    A crossing counts as fired when a gradient was scaled there (or, with surgery enabled in the forward, when what
+    enters carries no gradient, so that there is nothing to scale). Call `check_fired` after the first backward: hooks
+    that a wrapper dropped, an adapter that replaced a hooked projection, a compiled graph that runs without them, or
+    a backward outside `with surgery` are all silent otherwise.
+
+    Args:
+        blocks: the transformer blocks, with `audio_to_video_attn` and `video_to_audio_attn`; wrappers that pass
+            attributes on (compile, FSDP, checkpointing) are fine. Add adapters first, and set the hooks before a
+            compiled block runs for the first time.
+        video_schedule: one factor a block, for audio hidden states on their way into the video stream (A2V).
+        audio_schedule: the same for video hidden states into the audio stream (V2A); None leaves V2A alone.
+        target: `input` scales at the hidden state that enters the attention: `to_k` and `to_v` keep their own full
+            gradient (OmniNFT's reference code). `projection` scales at the outputs of `to_k` and `to_v`, so theirs
+            shrinks too.
+
+    Raises:
+        OmniNFTError: a schedule of the wrong length or with a negative factor, or a block without the modules.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module] | nn.ModuleList,
+        video_schedule: Sequence[float],
+        audio_schedule: Sequence[float] | None = None,
+        target: Target = "input",
+    ) -> None:
+        if target not in get_args(Target):
+            raise OmniNFTError(f"surgery target is {target!r}, expected one of {get_args(Target)}")
+        self.active = False
+        self._blocks = list(blocks)
+        self._sites: list[_Site] = []
+        self._handles: list[Any] = []
+        for attention, schedule in ((A2V, video_schedule), (V2A, audio_schedule)):
+            if schedule is not None:
+                self._add_sites(attention, schedule, target)
+        for site in self._sites:
+            self._handles.append(self._hook(site, target))
+
+    def _add_sites(self, attention: str, schedule: Sequence[float], target: Target) -> None:
+        if len(schedule) != len(self._blocks):
+            raise OmniNFTError(f"{attention}: a schedule of {len(schedule)} factors for {len(self._blocks)} blocks")
+        paths = [attention] if target == "input" else [f"{attention}.to_k", f"{attention}.to_v"]
+        for block, scale in enumerate(schedule):
+            if not (math.isfinite(scale) and scale >= 0):
+                raise OmniNFTError(f"{attention}, block {block}: factor {scale} must be finite and not negative")
+            if scale != 1:
+                self._sites += [_Site(block, path, float(scale), self._resolve(block, path)) for path in paths]
+
+    def _resolve(self, block: int, path: str) -> nn.Module:
+        module = self._blocks[block]
+        for name in path.split("."):
+            child = getattr(module, name, None)
+            if not isinstance(child, nn.Module):
+                raise OmniNFTError(f"block {block} ({type(self._blocks[block]).__name__}) has no module {path!r}")
+            module = child
+        return module
+
+    def _hook(self, site: _Site, target: Target) -> Any:
+        # Kept out of compiled graphs, where `active` could be frozen as it is at the first call.
+        @torch.compiler.disable
+        def before_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if kwargs.get("encoder_hidden_states") is not None:
+                crossing = self._cross(kwargs["encoder_hidden_states"], site)
+                return args, {**kwargs, "encoder_hidden_states": crossing}
+            if len(args) > 1 and args[1] is not None:
+                return (args[0], self._cross(args[1], site), *args[2:]), kwargs
+            raise OmniNFTError(f"{site} was called without encoder_hidden_states: nothing crosses there")
+
+        @torch.compiler.disable
+        def after_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            return self._cross(output, site)
+
+        if target == "input":
+            return site.module.register_forward_pre_hook(before_attention, with_kwargs=True)
+        return site.module.register_forward_hook(after_projection)
+
+    def _cross(self, h: Tensor, site: _Site) -> Tensor:
+        if not torch.is_grad_enabled():
+            return h
+        if not h.requires_grad:
+            site.count += self.active
+            return h
+        # Also while disabled, so that what is recorded does not depend on when the caller enables.
+        return _scaled(h, lambda: self._read_scale(site))
+
+    def _read_scale(self, site: _Site) -> float:
+        if not self.active:
+            return 1.0
+        site.count += 1
+        return site.scale
+
+    def enable(self) -> None:
+        """Scale in every backward from now on."""
+        self.active = True
+
+    def disable(self) -> None:
+        """Leave gradients alone from now on."""
+        self.active = False
+
+    def __enter__(self) -> Self:
+        self.enable()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.disable()
+
+    @property
+    def bound(self) -> int:
+        """Number of blocks that have hooks: those whose factor is not 1."""
+        return len({site.block for site in self._sites})
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How often gradient was scaled at each block with hooks since the last reset: the least of its hooks."""
+        blocks = sorted({site.block for site in self._sites})
+        return {block: min(site.count for site in self._sites if site.block == block) for block in blocks}
+
+    @property
+    def fired(self) -> set[int]:
+        """Blocks at which every hook has fired since the last reset."""
+        return {block for block, count in self.counts.items() if count}
+
+    def reset(self) -> None:
+        """Forget what has fired."""
+        for site in self._sites:
+            site.count = 0
+
+    def check_fired(self) -> None:
+        """Raise unless every hook that the schedules name is still in place and has fired since the last reset.
+
+        Raises:
+            OmniNFTError: it names the blocks and modules.
+        """
+        replaced = [str(site) for site in self._sites if self._resolve(site.block, site.path) is not site.module]
+        if replaced:
+            raise OmniNFTError(
+                f"gradient surgery is bound to modules that were replaced since: {', '.join(replaced)}. "
+                "Add adapters and wrappers first."
+            )
+        silent = [str(site) for site in self._sites if not site.count]
+        if silent:
+            raise OmniNFTError(
+                f"gradient surgery names {self.bound} blocks but did not fire at {', '.join(silent)}: the hooks were "
+                "not called, surgery was not enabled during the backward, or no gradient crosses there."
+            )
+
+    def close(self) -> None:
+        """Remove the hooks. Graphs recorded before are no longer scaled."""
+        self.disable()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._sites.clear()

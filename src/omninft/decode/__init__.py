@@ -1,0 +1,1 @@
+"""Latents to clips, and clips to and from files with sound."""

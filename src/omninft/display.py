@@ -1,0 +1,152 @@
+"""What a person sees while a run goes on: stage, rewards, time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+
+class Display(Protocol):
+    """Receives a run's events in order."""
+
+    def start(self, run: Any) -> None: ...
+    def stage(self, name: str) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
+    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None: ...
+    def warning(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class QuietDisplay:
+    """Shows nothing."""
+
+    def start(self, run: Any) -> None: ...
+    def stage(self, name: str) -> None: ...
+    def progress(self, label: str, done: int, total: int) -> None: ...
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
+    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None: ...
+    def warning(self, message: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class ConsoleDisplay:
+    """A live bar with the stage and the time left on a terminal; one line an iteration in a file or a pipe."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+        )
+        self.live: Live | None = None
+        self.rewards: list[dict[str, float]] = []
+        self.seconds: list[float] = []
+        self.dev: list[tuple[int, dict[str, dict[str, float]]]] = []
+        self._stage_shown = 0.0
+
+    def start(self, run: Any) -> None:
+        facts, config = run.health.facts, run.config
+        g = run.rollouts.geometry
+        lines = [
+            f"[bold]{config.recipe}[/bold] on {config.model.path}, seed {config.seed}: {config.run.iterations} "
+            f"iterations of {config.prompts.per_iteration} prompts x {config.prompts.group_size} clips "
+            f"({g.num_frames} frames, {g.height} x {g.width}, {g.frame_rate:g} Hz)",
+            f"LoRA rank {config.model.lora.rank} on {facts['lora_modules']} linears in {facts['blocks']} blocks, "
+            f"{facts['lora_parameters']:,} parameters; surgery in {facts['surgery_blocks']} blocks; "
+            f"sigmas {', '.join(f'{s:.3g}' for s in run.update.sigmas)}",
+            f"run folder {run.folder}",
+        ]
+        if run.iteration:
+            lines.append(f"resumed after iteration {run.iteration}")
+        for line in lines:
+            self.console.print(line, highlight=False)
+        for split, prompts in run.prompts.items():
+            for note in prompts.notes:
+                self.console.print(f"note ({split} prompts): {note}", highlight=False)
+        self.task = self.bar.add_task(
+            "training", total=config.run.iterations, completed=run.iteration, note="starting"
+        )
+        self.total = config.run.iterations
+        if self.console.is_terminal:
+            self.live = Live(self._view(), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def stage(self, name: str) -> None:
+        self._note(name)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        self._note(f"{label}: {done}/{total} clips")
+        if self.live is None and (done == total or time.monotonic() - self._stage_shown > 20):
+            self._stage_shown = time.monotonic()
+            self.console.print(f"  {label}: {done}/{total} clips", highlight=False)
+
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
+        self.rewards.append({k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("reward/")})
+        self.seconds.append(metrics["seconds"])
+        self.bar.update(self.task, completed=iteration + 1)
+        self._note("")
+        if self.live is None:
+            rewards = "  ".join(f"{name} {value:.3f}" for name, value in self.rewards[-1].items())
+            self.console.print(
+                f"{iteration + 1:4d}/{self.total}  {metrics['seconds']:5.1f} s  {rewards}  left {self._left()}",
+                highlight=False,
+            )
+
+    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None:
+        self.dev.append((iteration, measures))
+        if self.live is None:
+            listed = "  ".join(f"{name} {m['mean']:.3f}" for name, m in measures.items())
+            self.console.print(f"  {split} after {iteration}: {listed}", highlight=False)
+        self._note("")
+
+    def warning(self, message: str) -> None:
+        self.console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.update(self._view())
+            self.live.stop()
+            self.live = None
+
+    def _left(self) -> str:
+        if not self.seconds:
+            return "?"
+        recent = self.seconds[-5:]
+        left = sum(recent) / len(recent) * (self.total - int(self.bar.tasks[0].completed))
+        return f"{int(left // 60)}:{int(left % 60):02d}"
+
+    def _note(self, note: str) -> None:
+        if hasattr(self, "task"):
+            self.bar.update(self.task, note=f"left {self._left()}  {note}")
+        if self.live is not None:
+            self.live.update(self._view())
+
+    def _view(self) -> Table:
+        grid = Table.grid()
+        grid.add_row(self.bar)
+        if self.rewards:
+            table = Table("reward", "first 5", "last 5", "dev base", "dev now", box=None, padding=(0, 2))
+            for name in self.rewards[0]:
+                values = [r[name] for r in self.rewards if not math.isnan(r[name])]
+                first, last = values[:5], values[-5:]
+                dev = [m[name]["mean"] for _, m in self.dev if name in m]
+                table.add_row(
+                    name,
+                    f"{sum(first) / len(first):.3f}" if first else "-",
+                    f"{sum(last) / len(last):.3f}" if last else "-",
+                    f"{dev[0]:.3f}" if dev else "-",
+                    f"{dev[-1]:.3f}" if len(dev) > 1 else "-",
+                )
+            grid.add_row(table)
+        return grid

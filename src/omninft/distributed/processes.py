@@ -1,0 +1,67 @@
+"""The processes of a run: who am I, gather, sum. One process needs none of it and costs nothing.
+
+Processes are started from outside (`torchrun --nproc-per-node 2 -m omninft train ...`). Clips are dealt out in order,
+scores are gathered before advantages are computed, gradients are summed (losses are divided by the count of the whole
+iteration, so a sum is the mean).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Processes:
+    """Rank and size of the run's process group; single-process unless torchrun's variables say otherwise."""
+
+    def __init__(self, backend: str = "auto") -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.world > 1 and not dist.is_initialized():
+            if backend == "auto":
+                backend = "nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, rank=self.rank, world_size=self.world)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, in rank order, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[T | None] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Add the tensors up over the processes, in place, in one transfer."""
+        if self.world == 1 or not tensors:
+            return
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        dist.all_reduce(flat)
+        offset = 0
+        for tensor in tensors:
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
+
+    def any(self, flag: bool) -> bool:
+        """True on every process if it is on any."""
+        return any(self.gather(flag))
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Paired evaluation: the same prompts and the same noise, before and after."""

@@ -1,0 +1,130 @@
+"""Sampling, scoring and writing the clips of a fixed evaluation set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omninft.config import EvaluationConfig
+from omninft.decode.clips import decode_clips
+from omninft.decode.media import write_clip
+from omninft.rollout.sampler import RolloutSampler, batches
+from omninft.types import Clip, Prompt, PromptGroup, ScoreTable
+
+SHOWN_SIDE = 256  # pixels: smaller clips are enlarged to about this, so that players show them
+
+
+@dataclass(frozen=True)
+class EvaluationScores:
+    """Scores of one policy on one evaluation set; rows are in a fixed order, so two of them are paired."""
+
+    names: tuple[str, ...]
+    values: np.ndarray  # [n, K], NaN where missing
+    prompt_ids: tuple[str, ...]
+    shown: tuple[tuple[Path, Clip], ...] = ()  # clips this process wrote
+
+
+def save_scores(path: Path, scores: EvaluationScores) -> None:
+    """Every value of an evaluation, so that other runs can be paired with it later."""
+    rows = [[float(v) if np.isfinite(v) else None for v in row] for row in scores.values]
+    tree = {"names": scores.names, "prompt_ids": scores.prompt_ids, "values": rows}
+    path.write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+
+
+def load_scores(path: Path) -> EvaluationScores:
+    """What `save_scores` wrote."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    return EvaluationScores(
+        tuple(tree["names"]), np.array(tree["values"], dtype=np.float64), tuple(tree["prompt_ids"])
+    )
+
+
+def evaluation_groups(prompts: tuple[Prompt, ...], num_clips: int) -> list[PromptGroup]:
+    """`num_clips` clips spread over the prompts: evenly spaced prompts first, then more samples of each."""
+    chosen = min(num_clips, len(prompts))
+    picked = [prompts[i * len(prompts) // chosen] for i in range(chosen)]
+    base, extra = divmod(num_clips, chosen)
+    return [PromptGroup(p, tuple(range(base + (i < extra)))) for i, p in enumerate(picked)]
+
+
+def spread(count: int, among: int) -> list[int]:
+    """`count` evenly spaced positions out of `among`."""
+    count = min(count, among)
+    return [i * among // count for i in range(count)] if count else []
+
+
+class Evaluator:
+    """Runs one evaluation set (dev or test) for any adapter.
+
+    Args:
+        score: clips -> ScoreTable of every trained and held-out measure.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        config: EvaluationConfig,
+        prompts: tuple[Prompt, ...],
+        num_clips: int,
+        purpose: int,
+        score: Callable[[list[Clip]], ScoreTable],
+        processes: Any,
+    ) -> None:
+        self.sampler = RolloutSampler(policy, config.sampling)
+        self.policy, self.config, self.score, self.processes = policy, config, score, processes
+        self.groups = evaluation_groups(prompts, num_clips)
+        self.purpose = purpose  # stands in the iteration's place of the noise key: dev and test never share noise
+
+    def run(
+        self, adapter: str, folder: Path | None, progress: Callable[[int, int], None] | None = None
+    ) -> EvaluationScores:
+        """Sample, decode, score; the clips to show go to `folder` with a scores.json."""
+        total = sum(len(g.samples) for g in self.groups)
+        shown = set(spread(self.config.shown_clips, total)) if folder is not None else set()
+        tables: list[ScoreTable] = []
+        entries: list[dict[str, Any]] = []
+        written: list[tuple[Path, Clip]] = []
+        rank, world = self.processes.rank, self.processes.world
+        done = rank * (total // world)
+        for batch in batches(self.groups, self.config.sampling.batch_size, rank, world):
+            rollout = self.sampler.sample(batch, self.config.seed, self.purpose, adapter)
+            clips = decode_clips(self.policy, rollout, self.sampler.geometry)
+            table = self.score(clips)
+            tables.append(table)
+            for i, clip in enumerate(clips):
+                if done + i in shown and folder is not None:
+                    entries.append(self._show(clip, table, i, folder))
+                    written.append((folder / entries[-1]["file"], clip))
+            done += len(clips)
+            if progress is not None:
+                progress(done, total)
+        table = ScoreTable.cat(self.processes.gather(ScoreTable.cat(tables)) if world > 1 else tables)
+        entries = [entry for part in self.processes.gather(entries) for entry in part]
+        if folder is not None and self.processes.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"clips": entries}, indent=1, allow_nan=False)
+            (folder / "scores.json").write_text(text, encoding="utf-8")
+        ids = tuple(g.prompt.id for g in self.groups for _ in g.samples)
+        return EvaluationScores(table.names, table.values, ids[: len(table.values)], tuple(written))
+
+    def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> dict[str, Any]:
+        name = f"{clip.prompt.id}-{clip.sample}.mp4"
+        side = max(clip.video.shape[1:3])
+        write_clip(folder / name, clip, upscale=max(1, SHOWN_SIDE // side))
+        values = {n: float(v) for n, v in zip(table.names, table.values[row], strict=True)}
+        return {
+            "file": name,
+            "prompt_id": clip.prompt.id,
+            "prompt_v": clip.prompt.prompt_v,
+            "prompt_a": clip.prompt.prompt_a,
+            "prompt_av": clip.prompt.prompt_av,
+            "sample": clip.sample,
+            "scores": {n: v if np.isfinite(v) else None for n, v in values.items()},
+            "reasons": {table.names[k]: why for (b, k), why in table.reasons.items() if b == row},
+            "events": clip.views.get("events", {}),
+        }

@@ -1,0 +1,162 @@
+"""What a run folder holds, read for a report. Whatever is absent or damaged is left out and said, never fatal."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from omninft.evaluation.paired import PairedTable
+from omninft.metrics import read_metrics
+from omninft.types import OmniNFTError, Prompt
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """One clip as `scores.json` describes it."""
+
+    path: Path
+    prompt: Prompt
+    sample: int
+    scores: dict[str, float]  # only those that are there
+    reasons: dict[str, str]  # measure -> why its score is missing
+    seen: tuple[float, ...] = ()  # s, events in the picture
+    heard: tuple[float, ...] = ()  # s, onsets in the sound
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """The clips of one folder under `samples/`, by (prompt id, sample), in the order of evaluation."""
+
+    name: str
+    clips: dict[tuple[str, int], ClipRecord]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Everything a report tells about."""
+
+    path: Path
+    config: dict[str, Any]  # {} when there is none yet
+    config_text: str
+    metrics: tuple[dict[str, Any], ...]
+    table: PairedTable | None
+    clip_sets: dict[str, ClipSet]
+    exports: tuple[str, ...]  # safetensors files under export/, as paths relative to it
+    problems: tuple[str, ...]  # what could not be read, and why
+
+    @property
+    def iterations(self) -> list[dict[str, Any]]:
+        """Rows of finished iterations by number; of a number that was done twice, the later row."""
+        rows = {r["iteration"]: r for r in self.metrics if r.get("kind") == "iteration" and "iteration" in r}
+        return [rows[i] for i in sorted(rows)]
+
+    def evaluations(self) -> dict[str, list[dict[str, Any]]]:
+        """Evaluation rows of every split by iteration; of one that was done twice, the later row."""
+        splits: dict[str, dict[int, dict[str, Any]]] = {}
+        for row in self.metrics:
+            if row.get("kind") == "evaluation" and "iteration" in row:
+                splits.setdefault(str(row.get("split", "dev")), {})[row["iteration"]] = row
+        return {split: [rows[i] for i in sorted(rows)] for split, rows in splits.items()}
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [row for row in self.metrics if row.get("kind") == "event"]
+
+    def setting(self, dotted: str, default: Any = None) -> Any:
+        """A value of the config by its dotted key."""
+        node: Any = self.config
+        for part in dotted.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+
+def read_run_folder(run_dir: str | Path) -> RunFolder:
+    """Read what is there. Raises OmniNFTError only when `run_dir` is not a folder."""
+    path = Path(run_dir)
+    if not path.is_dir():
+        raise OmniNFTError(f"{path}: no such run folder")
+    problems: list[str] = []
+    config, config_text = _read_config(path / "config.yaml", problems)
+    try:
+        metrics = read_metrics(path)
+    except OmniNFTError as error:
+        metrics = []
+        problems.append(str(error))
+    clip_sets = {}
+    for scores in sorted((path / "samples").glob("*/scores.json")):
+        clips = _read_clips(scores, problems)
+        if clips:
+            clip_sets[scores.parent.name] = ClipSet(scores.parent.name, clips)
+    export = path / "export"
+    exports = tuple(sorted(p.relative_to(export).as_posix() for p in export.rglob("*.safetensors")))
+    table = _read_table(path / "evaluation.json", problems)
+    return RunFolder(path, config, config_text, tuple(metrics), table, clip_sets, exports, tuple(problems))
+
+
+def shown_sets(run: RunFolder) -> list[tuple[str, ClipSet]]:
+    """The sets to compare, with labels: base and trained on test, else the first and last on dev, else any one."""
+    if "test-base" in run.clip_sets and "test-trained" in run.clip_sets:
+        return [("Base", run.clip_sets["test-base"]), ("Trained", run.clip_sets["test-trained"])]
+    dev = {int(m[1]): s for name, s in run.clip_sets.items() if (m := re.fullmatch(r"dev-(\d+)", name))}
+    if dev:
+        chosen = sorted({min(dev), max(dev)})
+        return [("Base" if at == 0 else f"After {at} iterations", dev[at]) for at in chosen]
+    return [(name, clips) for name, clips in list(run.clip_sets.items())[:1]]
+
+
+def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(f"{path.name} is not valid YAML: {error}")
+        return {}, text
+    return (tree if isinstance(tree, dict) else {}), text
+
+
+def _read_table(path: Path, problems: list[str]) -> PairedTable | None:
+    if not path.is_file():
+        return None
+    try:
+        return PairedTable.from_json(path.read_text(encoding="utf-8"))
+    except (OmniNFTError, ValueError) as error:
+        problems.append(f"{path.name}: {error}")
+        return None
+
+
+def _read_clips(path: Path, problems: list[str]) -> dict[tuple[str, int], ClipRecord]:
+    clips = {}
+    try:
+        for entry in json.loads(path.read_text(encoding="utf-8"))["clips"]:
+            record = _clip_record(path.parent, entry)
+            clips[record.prompt.id, record.sample] = record
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problems.append(f"samples/{path.parent.name}/{path.name} cannot be read: {type(error).__name__} {error}")
+    return clips
+
+
+def _clip_record(folder: Path, entry: Mapping[str, Any]) -> ClipRecord:
+    prompt_id = str(entry["prompt_id"])
+    texts = (str(entry.get(key) or "") for key in ("prompt_v", "prompt_a", "prompt_av"))
+    scores = entry.get("scores") or {}
+    events = entry.get("events") or {}
+    return ClipRecord(
+        path=folder / entry["file"],
+        prompt=Prompt(prompt_id, *texts),
+        sample=int(entry.get("sample", 0)),
+        scores={n: float(v) for n, v in scores.items() if isinstance(v, int | float) and math.isfinite(v)},
+        reasons={str(n): str(why) for n, why in (entry.get("reasons") or {}).items()},
+        seen=tuple(float(t) for t in events.get("video") or ()),
+        heard=tuple(float(t) for t in events.get("audio") or ()),
+    )

@@ -1,0 +1,275 @@
+// Takes of one prompt side by side, played as one: one clock, one sound, one transport. Markup: players.html.j2.
+// Without this script the videos keep their own controls.
+(() => {
+  "use strict";
+
+  const DRIFT_TOLERATED = 0.02; // s; below a frame at 24 Hz
+  const DRIFT_SEEK = 0.15; // s; beyond this a follower jumps, below it runs faster or slower
+  const groups = [];
+  let current = null;
+
+  class PlayerGroup {
+    constructor(root) {
+      this.root = root;
+      this.takes = [...root.querySelectorAll("[data-take]")].filter((take) => take.querySelector("video"));
+      this.videos = this.takes.map((take) => take.querySelector("video"));
+      this.heads = this.takes.map((take) => take.querySelector(".playhead"));
+      this.duration = Number(root.dataset.duration);
+      this.speed = 1;
+      this.playing = false;
+      this.attempt = 0; // number of the latest wish to play, so that a pause during loading wins
+      this.controls = Object.fromEntries(
+        ["play", "seek", "time", "loop", "speed"].map((name) => [name, root.querySelector(`[data-${name}]`)]),
+      );
+      root.querySelector("[data-transport]").hidden = this.videos.length === 0;
+      if (this.videos.length) {
+        this.listen();
+        this.choose(this.videos.length - 1);
+      }
+    }
+
+    listen() {
+      const { play, seek, loop, speed } = this.controls;
+      play.addEventListener("click", () => this.toggle());
+      seek.addEventListener("input", () => this.seek(Number(seek.value)));
+      loop.addEventListener("click", () => loop.setAttribute("aria-pressed", String(!this.loops)));
+      speed.addEventListener("change", () => {
+        this.speed = Number(speed.value);
+        this.videos.forEach((video) => { video.playbackRate = this.speed; });
+      });
+      this.root.addEventListener("pointerdown", () => { current = this; });
+      this.root.addEventListener("focusin", () => { current = this; });
+      this.takes.forEach((take, index) => {
+        const video = this.videos[index];
+        video.controls = false;
+        video.addEventListener("click", () => this.press(index));
+        video.addEventListener("ended", () => { if (video === this.leader) this.finish(); });
+        video.addEventListener("error", () => {
+          if (!take.querySelector(".absent")) {
+            const note = document.createElement("p");
+            note.className = "absent";
+            note.textContent = `This browser cannot play ${decodeURIComponent(video.getAttribute("src"))}.`;
+            video.after(note);
+          }
+        });
+        take.querySelector("[data-sound]")?.addEventListener("click", () => this.choose(index));
+        this.dragWave(take.querySelector("[data-wave]"));
+      });
+    }
+
+    dragWave(box) {
+      const seekTo = (event) => {
+        const place = box.getBoundingClientRect();
+        this.seek(((event.clientX - place.left) / place.width) * this.duration);
+      };
+      box.addEventListener("pointerdown", (event) => {
+        box.setPointerCapture(event.pointerId);
+        seekTo(event);
+      });
+      box.addEventListener("pointermove", (event) => {
+        if (box.hasPointerCapture(event.pointerId)) seekTo(event);
+      });
+    }
+
+    get loops() { return this.controls.loop.getAttribute("aria-pressed") === "true"; }
+
+    // The longest take keeps the time.
+    get leader() {
+      const length = (video) => (Number.isFinite(video.duration) ? video.duration : 0);
+      return this.videos.reduce((a, b) => (length(b) > length(a) ? b : a));
+    }
+
+    // Lets the take `index` be heard, and no other on the page.
+    choose(index) {
+      if (index >= this.videos.length) return;
+      this.sound = index;
+      this.videos.forEach((video, i) => { video.muted = i !== index; });
+      this.takes.forEach((take, i) => {
+        take.classList.toggle("is-heard", i === index && this.takes.length > 1);
+        const button = take.querySelector("[data-sound]");
+        if (!button) return;
+        button.setAttribute("aria-pressed", String(i === index));
+        button.textContent = i === index ? "sound on" : "sound off";
+      });
+    }
+
+    press(index) {
+      if (!this.playing) {
+        this.choose(index);
+        this.play();
+      } else if (index !== this.sound) {
+        this.choose(index);
+      } else {
+        this.pause();
+      }
+    }
+
+    toggle() { if (this.playing) this.pause(); else this.play(); }
+
+    load(amount) {
+      this.videos.forEach((video) => { if (video.preload !== "auto") video.preload = amount; });
+    }
+
+    async play() {
+      groups.forEach((group) => { if (group !== this) group.pause(); });
+      current = this;
+      this.show(true);
+      const attempt = ++this.attempt;
+      this.load("auto");
+      await Promise.all(this.videos.map(canPlay));
+      if (attempt !== this.attempt) return;
+      const start = this.leader.currentTime;
+      this.seek(start >= this.leader.duration - 0.02 ? 0 : start);
+      await Promise.all(this.videos.map(settled));
+      if (attempt !== this.attempt) return;
+      this.videos.forEach((video) => { video.playbackRate = this.speed; });
+      try {
+        await Promise.all(this.videos.filter((video) => !video.error).map((video) => video.play()));
+      } catch (error) {
+        // A pause that came in between, or a browser that wants another click first.
+        if (attempt === this.attempt) this.pause();
+        return;
+      }
+      if (attempt === this.attempt) requestAnimationFrame(() => this.tick(attempt));
+    }
+
+    pause() {
+      this.attempt += 1;
+      this.videos.forEach((video) => video.pause());
+      this.show(false);
+    }
+
+    finish() {
+      if (this.playing && this.loops) {
+        this.seek(0);
+        this.play();
+      } else {
+        this.pause();
+      }
+    }
+
+    seek(time) {
+      const target = Math.min(Math.max(time, 0), this.duration);
+      this.load("auto");
+      this.videos.forEach((video) => {
+        const end = Number.isFinite(video.duration) ? video.duration : this.duration;
+        video.currentTime = Math.min(target, end);
+      });
+      this.draw(target);
+    }
+
+    tick(attempt) {
+      if (attempt !== this.attempt) return;
+      const leader = this.leader;
+      const time = leader.currentTime;
+      this.videos.forEach((video) => {
+        if (video === leader || video.ended || time >= video.duration) return;
+        const drift = video.currentTime - time;
+        if (Math.abs(drift) > DRIFT_SEEK) video.currentTime = time;
+        const correction = Math.abs(drift) > DRIFT_TOLERATED ? Math.max(-0.1, Math.min(0.1, -2 * drift)) : 0;
+        video.playbackRate = this.speed * (1 + correction);
+      });
+      this.draw(time);
+      requestAnimationFrame(() => this.tick(attempt));
+    }
+
+    draw(time) {
+      const x = String(Math.min(time / this.duration, 1) * 1000);
+      this.heads.forEach((head) => {
+        head.setAttribute("x1", x);
+        head.setAttribute("x2", x);
+      });
+      this.controls.seek.value = String(time);
+      this.controls.time.textContent = `${time.toFixed(2)} / ${this.duration.toFixed(2)} s`;
+    }
+
+    show(playing) {
+      this.playing = playing;
+      this.controls.play.textContent = playing ? "Pause" : "Play";
+      this.root.classList.toggle("is-playing", playing);
+    }
+
+    get isVisible() {
+      const place = this.root.getBoundingClientRect();
+      return place.bottom > 80 && place.top < window.innerHeight - 80;
+    }
+  }
+
+  // Resolves when the video can play on, or never will.
+  function canPlay(video) {
+    if (video.readyState >= 3 || video.error) return Promise.resolve();
+    return new Promise((resolve) => {
+      video.addEventListener("canplay", resolve, { once: true });
+      video.addEventListener("error", resolve, { once: true });
+    });
+  }
+
+  function settled(video) {
+    if (!video.seeking || video.error) return Promise.resolve();
+    return new Promise((resolve) => {
+      video.addEventListener("seeked", resolve, { once: true });
+      video.addEventListener("error", resolve, { once: true });
+    });
+  }
+
+  function inOrder() {
+    return [...document.querySelectorAll("[data-players]")].map((root) => groups.find((group) => group.root === root));
+  }
+
+  function active() {
+    if (current && current.isVisible) return current;
+    return inOrder().find((group) => group.isVisible) ?? null;
+  }
+
+  function go(step) {
+    const order = inOrder();
+    const from = active();
+    const next = order[order.indexOf(from) + step];
+    if (!next) return;
+    const goesOn = from.playing;
+    from.pause();
+    current = next;
+    next.root.focus({ preventScroll: true });
+    next.root.scrollIntoView({ block: "center" });
+    if (goesOn) next.play();
+  }
+
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const target = event.target;
+    if (target.closest("input, select, textarea, [data-hover]")) return;
+    if (event.key === " " && target.closest("button, summary, a")) return;
+    const group = active();
+    if (!group || !group.videos.length) return;
+    if (event.key === " ") group.toggle();
+    else if (event.key === "ArrowRight") go(1);
+    else if (event.key === "ArrowLeft") go(-1);
+    else if (/^[1-9]$/.test(event.key) && Number(event.key) <= group.videos.length) group.choose(Number(event.key) - 1);
+    else return;
+    event.preventDefault();
+  });
+
+  document.querySelectorAll("[data-sort]").forEach((select) => {
+    select.addEventListener("change", () => {
+      const list = document.querySelector("[data-player-list]");
+      const sign = Number(select.selectedOptions[0].dataset.sign ?? 0);
+      const key = (root) => {
+        if (!select.value) return Number(root.dataset.order);
+        return sign * (JSON.parse(root.dataset.gains)[select.value] ?? sign * Infinity); // without a score: last
+      };
+      [...list.children].sort((a, b) => key(a) - key(b)).forEach((root) => list.append(root));
+    });
+  });
+
+  const near = new IntersectionObserver((entries) => {
+    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
+      groups.find((group) => group.root === entry.target).load("metadata");
+      near.unobserve(entry.target);
+    });
+  }, { rootMargin: "400px" });
+
+  document.querySelectorAll("[data-players]").forEach((root) => {
+    groups.push(new PlayerGroup(root));
+    near.observe(root);
+  });
+})();

@@ -1,0 +1,323 @@
+"""What a run records while it trains: `metrics.jsonl`, and the same numbers in TensorBoard, W&B or trackio.
+
+`metrics.jsonl` is the record that reports read; the loggers are views of it. One JSON object a line, by `kind`:
+
+    iteration    iteration, and any numbers by name ("reward/sync", "gradient_norm/video", ...)
+    evaluation   split, iteration, measures: name -> {mean, low, high, n}
+    event        iteration, level ("info" | "warning" | "error"), message
+
+An evaluation at iteration i measures the policy that i iterations made, so the one at 0 measures the base.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, TextIO
+
+import numpy as np
+import yaml
+
+from omninft.types import Clip, OmniNFTError
+
+LoggerName = Literal["tensorboard", "wandb", "trackio"]
+Level = Literal["info", "warning", "error"]
+FILE_NAME = "metrics.jsonl"
+STRIP_FRAMES = 8  # of a clip, side by side in TensorBoard
+
+
+class Sink(Protocol):
+    """Where numbers go beside `metrics.jsonl`."""
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None: ...
+
+    def text(self, name: str, iteration: int, text: str) -> None: ...
+
+    def clips(self, tag: str, iteration: int, clips: Sequence[tuple[Path, Clip]]) -> None: ...
+
+    def rewind(self, iteration: int, kept: Mapping[str, float]) -> None:
+        """Forget steps from `iteration` on; `kept` are the numbers of that step that stay."""
+
+    def close(self) -> None: ...
+
+
+class MetricsLog:
+    """The metrics of one run, written by one process (rank 0); use it as a context manager.
+
+    Every row is one flushed write, so a killed run loses the row it was writing and no other. Opening a log whose
+    last line was cut mends it. Values may be Python, numpy or torch scalars; those that are not finite become null.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, loggers: Sequence[LoggerName] = (), config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open or create the log in `run_dir`; `config` (the resolved tree) is shown by the loggers.
+
+        Raises OmniNFTError for a logger that is unknown or not installed, with the command that installs it.
+        """
+        self.path = Path(run_dir) / FILE_NAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._sinks = [_open_sink(name, self.path.parent, config or {}) for name in loggers]
+        _mend_last_line(self.path)
+        self._file = self._open()
+
+    def iteration(self, iteration: int, values: Mapping[str, Any]) -> None:
+        """Record the numbers of one finished iteration."""
+        plain = {name: _plain(value) for name, value in values.items()}
+        self._append({"kind": "iteration", "iteration": iteration, **plain})
+        self._scalars(iteration, plain)
+
+    def evaluation(self, split: str, iteration: int, measures: Mapping[str, Mapping[str, Any]]) -> None:
+        """Record the measures ({mean, low, high, n} each) of the policy that `iteration` iterations made."""
+        plain = {name: {key: _plain(v) for key, v in numbers.items()} for name, numbers in measures.items()}
+        self._append({"kind": "evaluation", "split": split, "iteration": iteration, "measures": plain})
+        self._scalars(iteration, _flat(split, plain))
+
+    def event(self, iteration: int, level: Level, message: str) -> None:
+        """Record something a person should know, such as a warning."""
+        self._append({"kind": "event", "iteration": iteration, "level": level, "message": message})
+        for sink in self._sinks:
+            sink.text(f"event/{level}", iteration, message)
+
+    def clips(self, tag: str, iteration: int, clips: Sequence[tuple[Path, Clip]]) -> None:
+        """Show clips (the written file, and what is in it) in the loggers; `metrics.jsonl` does not hold them."""
+        for sink in self._sinks:
+            sink.clips(tag, iteration, clips)
+
+    def rewind(self, iteration: int) -> int:
+        """Forget what is done again when the run goes on from the checkpoint after `iteration` iterations.
+
+        Rows of iterations from `iteration` on go (numbers start from 0), and evaluations of policies that more than
+        `iteration` iterations made. Events stay: that a run failed and was resumed is part of its story. TensorBoard
+        forgets too; W&B and trackio cannot, there the iterations appear a second time.
+
+        Returns the number of rows taken out. The file is replaced in one step.
+        """
+        rows = read_metrics(self.path.parent)
+        kept = [row for row in rows if not _is_done_again(row, iteration)]
+        if len(kept) < len(rows):
+            self._file.close()
+            temporary = self.path.with_name(f".{self.path.name}.part")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(_line(row) for row in kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            self._file = self._open()
+        at_checkpoint: dict[str, Any] = {}
+        for row in kept:
+            if row.get("kind") == "evaluation" and row.get("iteration") == iteration:
+                at_checkpoint |= _flat(str(row.get("split")), row.get("measures") or {})
+        for sink in self._sinks:
+            sink.rewind(iteration, _numbers(at_checkpoint))
+        return len(rows) - len(kept)
+
+    def close(self) -> None:
+        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> TextIO:
+        return self.path.open("a", encoding="utf-8")
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(_line(row))
+            self._file.flush()
+        except OSError as error:
+            raise OmniNFTError(f"{self.path}: cannot be written ({error})") from error
+
+    def _scalars(self, iteration: int, values: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.scalars(iteration, _numbers(values))
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl` in file order; none when there is no such file yet.
+
+    A last line that a killed process cut short is left out. Raises OmniNFTError, with the line's number, for any
+    other line that is not a JSON object.
+    """
+    path = Path(run_dir) / FILE_NAME
+    if not path.is_file():
+        return []
+    *lines, last = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = _parsed(line)
+        if row is None:
+            raise OmniNFTError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
+        rows.append(row)
+    # Without its line end a line is whole only if it parses: the process may have been killed inside the write.
+    unfinished = _parsed(last)
+    return rows if unfinished is None else [*rows, unfinished]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _mend_last_line(path: Path) -> None:
+    """Make a file that ends inside a line end after it (if it is whole) or before it."""
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    if not content or content.endswith(b"\n"):
+        return
+    start = content.rfind(b"\n") + 1
+    with path.open("r+b") as file:
+        if _parsed(content[start:]) is None:
+            file.truncate(start)
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+
+
+def _is_done_again(row: Mapping[str, Any], iteration: int) -> bool:
+    at = row.get("iteration")
+    if row.get("kind") == "event" or not isinstance(at, int):
+        return False
+    return at > iteration if row.get("kind") == "evaluation" else at >= iteration
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A JSON value: scalars of numpy and torch as Python numbers, and null for what is not finite."""
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(split: str, measures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Measures of an evaluation by the names that loggers show: dev/sync, dev/sync_low, dev/sync_high."""
+    suffixes = {"mean": "", "low": "_low", "high": "_high"}
+    return {
+        f"{split}/{name}{suffix}": numbers.get(key)
+        for name, numbers in measures.items()
+        for key, suffix in suffixes.items()
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _open_sink(name: str, run_dir: Path, config: Mapping[str, Any]) -> Sink:
+    plain = json.loads(json.dumps(config))  # tuples as lists, as YAML and the services want them
+    if name == "tensorboard":
+        return _TensorBoard(run_dir, plain)
+    if name in ("wandb", "trackio"):
+        return _Hosted(name, run_dir, plain)
+    raise OmniNFTError(f"unknown logger {name!r}, expected one of: tensorboard, wandb, trackio")
+
+
+def _not_installed(name: str) -> str:
+    return f"logger {name!r} needs the package {name}: pip install {name}, or leave it out of run.loggers"
+
+
+class _TensorBoard:
+    """Event files under `tensorboard/`.
+
+    TensorBoard encodes videos with moviepy, without sound; a clip is shown as a strip of frames and a playable sound
+    instead, and the clip itself is in `samples/`.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self._folder = str(run_dir / "tensorboard")
+        self._writer = self._open(purge_step=None)
+        if config:
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            # Four spaces make Markdown show it verbatim.
+            self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+
+    def _open(self, purge_step: int | None) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise OmniNFTError(_not_installed("tensorboard")) from error
+        return SummaryWriter(self._folder, purge_step=purge_step)
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+    def text(self, name: str, iteration: int, text: str) -> None:
+        self._writer.add_text(name, text, iteration)
+
+    def clips(self, tag: str, iteration: int, clips: Sequence[tuple[Path, Clip]]) -> None:
+        for path, clip in clips:
+            name = f"{tag}/{path.stem}"
+            self._writer.add_image(name, frame_strip(clip), iteration, dataformats="HWC")
+            if clip.waveform.size:
+                mono = clip.waveform.mean(axis=0).clip(-1, 1)
+                self._writer.add_audio(name, mono[None], iteration, sample_rate=clip.sample_rate)
+        self._writer.flush()
+
+    def rewind(self, iteration: int, kept: Mapping[str, float]) -> None:
+        self._writer.close()
+        self._writer = self._open(purge_step=iteration)
+        self.scalars(iteration, kept)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Hosted:
+    """W&B or trackio, which share an interface. Both only append: `iteration` is a logged number and the x axis."""
+
+    def __init__(self, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+        try:
+            self._module = importlib.import_module(name)
+        except ImportError as error:
+            raise OmniNFTError(_not_installed(name)) from error
+        run_name = run_dir.absolute().name
+        # W&B finds a run to go on with by id, trackio by name; the folder's name is both.
+        options = {"id": run_name, "dir": str(run_dir)} if name == "wandb" else {}
+        self._run = self._module.init(project="omninft", name=run_name, config=dict(config), resume="allow", **options)
+        if name == "wandb":
+            self._run.define_metric("*", step_metric="iteration")
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        self._run.log({"iteration": iteration, **values})
+
+    def text(self, name: str, iteration: int, text: str) -> None:
+        self._run.log({"iteration": iteration, name: text})
+
+    def clips(self, tag: str, iteration: int, clips: Sequence[tuple[Path, Clip]]) -> None:
+        videos = {f"{tag}/{path.stem}": self._module.Video(str(path)) for path, _ in clips}
+        self._run.log({"iteration": iteration, **videos})
+
+    def rewind(self, iteration: int, kept: Mapping[str, float]) -> None:
+        self.text("event/info", iteration, f"resumed from the checkpoint after {iteration} iterations")
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def frame_strip(clip: Clip, num_frames: int = STRIP_FRAMES) -> np.ndarray:
+    """Evenly spaced frames of a clip, first and last included, side by side: uint8 [H, num_frames * W, 3]."""
+    indices = np.round(np.linspace(0, len(clip.video) - 1, min(num_frames, len(clip.video)))).astype(int)
+    return np.concatenate(list(clip.video[indices]), axis=1)

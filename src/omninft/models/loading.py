@@ -1,0 +1,96 @@
+"""From a path to a diffusers LTX-2 pipeline: the bundled model, a local folder, or a pinned hub revision."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+
+from omninft.config import ModelConfig
+from omninft.types import OmniNFTError
+
+BUNDLED = "tiny"
+CLIP_FILE = "clip_defaults.json"
+
+
+@dataclass(frozen=True)
+class ClipDefaults:
+    """Clip size where a recipe names none."""
+
+    num_frames: int
+    height: int  # pixels
+    width: int  # pixels
+    frame_rate: float  # Hz
+
+
+LTX2_CLIP = ClipDefaults(121, 512, 768, 24.0)
+
+
+def read_clip_defaults(path: str) -> ClipDefaults:
+    """The clip size that a model folder names in clip_defaults.json, else LTX-2's."""
+    file = Path(model_path(path)) / CLIP_FILE
+    return ClipDefaults(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else LTX2_CLIP
+
+
+def model_path(path: str) -> str:
+    """Folder of the bundled model for "tiny", else the path or hub id as given."""
+    if path != BUNDLED:
+        return path
+    folder = Path(str(resources.files("omninft.models") / BUNDLED))
+    if not (folder / "model_index.json").is_file():
+        raise OmniNFTError(
+            f"the bundled model is not at {folder}; `omninft pretrain --output {folder}` builds it, "
+            "or install the package from a release"
+        )
+    return str(folder)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that "auto" or a name stands for."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise OmniNFTError(f"model.device is {device!r}, but torch sees no CUDA device; use auto or cpu")
+    return chosen
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Dtype of the frozen base: float32 on a CPU (bfloat16 backward is slower there), bfloat16 elsewhere."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
+    """The pipeline of `config.path`, frozen, in evaluation mode, on its device.
+
+    Raises:
+        OmniNFTError: nothing loadable there; the cause and what was expected are named.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    path = model_path(config.path)
+    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
+        raise OmniNFTError(f"{path} is no pipeline folder: expected a model_index.json of an LTX2Pipeline in it")
+    try:
+        parts = {}
+        if config.transformer != "transformer":
+            parts["transformer"] = LTX2VideoTransformer3DModel.from_pretrained(
+                path, subfolder=config.transformer, revision=config.revision, torch_dtype=dtype
+            )
+        pipeline = LTX2Pipeline.from_pretrained(path, revision=config.revision, torch_dtype=dtype, **parts)
+    except (OSError, ValueError) as error:
+        raise OmniNFTError(
+            f"no LTX-2 pipeline could be loaded from {config.path!r} ({error}); expected 'tiny', a folder that "
+            "LTX2Pipeline.save_pretrained wrote, or a hub id that is in the local cache or can be fetched"
+        ) from error
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)

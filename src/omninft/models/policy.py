@@ -1,0 +1,265 @@
+"""A joint audio-video policy over diffusers' LTX-2 family (2, 2.3, 2.5).
+
+Everything that differs between versions and sizes is read from the checkpoint's configs here; no other stage asks
+which model it is. Correspondence with the pipeline: v = eps - x0, timesteps are 1000 sigma in float32, video latents
+pack as `b c f h w -> b (f h w) c`, audio latents as `b c t m -> b t (c m)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import LTX2Pipeline
+from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
+from torch import Tensor, nn
+
+from omninft.config import ModelConfig, SamplingConfig
+from omninft.models.adapters import AdapterName, AdapterSet
+from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
+from omninft.types import Conditioning, Geometry, Latents, OmniNFTError, TextContext
+
+# joint: the model as it is (conditional or not is a matter of the context); stg: self-attention of some blocks
+# replaced by its values; isolated: A2V and V2A switched off.
+Mode = Literal["joint", "stg", "isolated"]
+
+
+class LTX2Policy:
+    """One frozen pipeline, its adapters, and the calls that stages make on them."""
+
+    def __init__(
+        self, pipeline: LTX2Pipeline, config: ModelConfig, seed: int = 0, clip_defaults: ClipDefaults = LTX2_CLIP
+    ) -> None:
+        self.pipeline = pipeline
+        self.config = config
+        self.clip_defaults = clip_defaults
+        self.transformer: nn.Module = pipeline.transformer
+        self.device: torch.device = pipeline.device
+        self.dtype: torch.dtype = pipeline.transformer.dtype
+        self.adapters = AdapterSet(self.transformer, config.lora, seed)
+        if config.gradient_checkpointing:
+            self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.use_cross_timestep = True if config.use_cross_timestep is None else config.use_cross_timestep
+        self._text: dict[str, TextContext] = {}
+        self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
+        for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
+            setattr(self.transformer, name, CachedRotary(getattr(self.transformer, name)))
+
+    @classmethod
+    def load(cls, config: ModelConfig, seed: int = 0) -> LTX2Policy:
+        """The policy of a config; the LoRA's first draw is keyed by `seed`."""
+        return cls(load_pipeline(config), config, seed, read_clip_defaults(config.path))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Transformer blocks: the cross-modal sites, where gradients can be scaled and attention summed."""
+        return self.transformer.transformer_blocks  # type: ignore[return-value]
+
+    def geometry(self, sampling: SamplingConfig) -> Geometry:
+        """Sizes of the clips that `sampling` asks for; what it leaves out is the model's training size.
+
+        Raises:
+            OmniNFTError: a size the autoencoders cannot take.
+        """
+        pipe, transformer, default = self.pipeline, self.pipeline.transformer.config, self.clip_defaults
+        frames = sampling.num_frames or default.num_frames
+        height, width = sampling.height or default.height, sampling.width or default.width
+        rate = sampling.frame_rate or default.frame_rate
+        every, side = pipe.vae_temporal_compression_ratio, pipe.vae_spatial_compression_ratio
+        if (frames - 1) % every:
+            low = (frames - 1) // every * every + 1
+            raise OmniNFTError(
+                f"sampling.num_frames: found {frames}, expected {every}k + 1 frames, e.g. {low} or {low + every}"
+            )
+        step = max(side, 32)  # what LTX2Pipeline itself demands
+        for name, value in (("height", height), ("width", width)):
+            if value % step:
+                raise OmniNFTError(f"sampling.{name}: found {value} pixels, expected a multiple of {step}")
+        tokens_per_second = pipe.audio_sampling_rate / pipe.audio_hop_length / pipe.audio_vae_temporal_compression_ratio
+        return Geometry(
+            num_frames=frames,
+            height=height,
+            width=width,
+            frame_rate=rate,
+            latent_frames=(frames - 1) // every + 1,
+            latent_height=height // side,
+            latent_width=width // side,
+            video_channels=transformer.in_channels,
+            audio_tokens=round(frames / rate * tokens_per_second),
+            audio_channels=transformer.audio_in_channels,
+            sample_rate=pipe.vocoder.config.output_sampling_rate,
+        )
+
+    def check_sampling(self, sampling: SamplingConfig) -> None:
+        """Refuse guidance that this model would silently ignore.
+
+        Raises:
+            OmniNFTError: spatio-temporal guidance without blocks, with blocks that do not exist, or on a model
+                whose attention cannot be perturbed.
+        """
+        if not (sampling.video_guidance.stg or sampling.audio_guidance.stg):
+            return
+        if not sampling.stg_blocks:
+            raise OmniNFTError("spatio-temporal guidance is on, but sampling.stg_blocks names no block")
+        missing = [b for b in sampling.stg_blocks if not 0 <= b < len(self.blocks)]
+        if missing:
+            raise OmniNFTError(f"sampling.stg_blocks: found {missing}, expected blocks 0 to {len(self.blocks) - 1}")
+        if not self.transformer.config.perturbed_attn:  # type: ignore[union-attr]
+            raise OmniNFTError("this model's config has perturbed_attn: false; it cannot do spatio-temporal guidance")
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextContext:
+        """Text contexts of prompts, [B, L, D] and [B, L, Da]; each distinct prompt is encoded once and kept.
+
+        Prompts go through the encoder one by one: the same prompt then has the same bits whatever came with it.
+        """
+        for prompt in prompts:
+            if prompt not in self._text:
+                self._text[prompt] = self._encode_one(prompt)
+        return TextContext.cat([self._text[p] for p in prompts])
+
+    def _encode_one(self, prompt: str) -> TextContext:
+        pipe = self.pipeline
+        length = self.config.max_text_tokens or min(pipe.tokenizer_max_length, 1024)
+        embeds, mask, _, _ = pipe.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=length, device=self.device
+        )
+        side = getattr(pipe.tokenizer, "padding_side", "left")
+        video, audio, mask = pipe.connectors(embeds.to(pipe.connectors.dtype), mask, padding_side=side)
+        return TextContext(video, audio, mask)
+
+    def sigmas(self, num_steps: int, geometry: Geometry) -> Tensor:
+        """The sampling schedule of the checkpoint's scheduler, [num_steps + 1] float32, from 1 down to 0."""
+        scheduler = self.pipeline.scheduler
+        mu = calculate_shift(
+            geometry.video_tokens,
+            scheduler.config.get("base_image_seq_len", 1024),
+            scheduler.config.get("max_image_seq_len", 4096),
+            scheduler.config.get("base_shift", 0.95),
+            scheduler.config.get("max_shift", 2.05),
+        )
+        scheduler.set_timesteps(num_steps, sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
+        return scheduler.sigmas.float().cpu()
+
+    def velocity(
+        self,
+        latents: Latents,
+        sigma: Tensor,
+        context: TextContext,
+        geometry: Geometry,
+        adapter: AdapterName,
+        conditioning: Conditioning | None = None,
+        mode: Mode = "joint",
+        stg_blocks: Sequence[int] = (),
+    ) -> Latents:
+        """Velocity eps - x0 of noisy latents at `sigma` [B] float32, both modalities, float32.
+
+        Given tokens are put in clean and told sigma 0. The caller keeps the adapter active through a backward
+        (`adapters.using`), because activation checkpointing computes forwards again in it.
+        """
+        video, timestep = latents.video, 1000.0 * sigma
+        video_timestep = timestep
+        if conditioning is not None:
+            video = torch.where(conditioning.mask[..., None], conditioning.video, video)
+            video_timestep = timestep[:, None] * ~conditioning.mask
+        video_coords, audio_coords = self._coordinates(geometry, len(latents))
+        with self.adapters.using(adapter):
+            made_video, made_audio = self.transformer(
+                hidden_states=video.to(self.dtype),
+                audio_hidden_states=latents.audio.to(self.dtype),
+                encoder_hidden_states=context.video,
+                audio_encoder_hidden_states=context.audio,
+                timestep=video_timestep,
+                audio_timestep=timestep,
+                sigma=timestep,
+                audio_sigma=timestep,
+                encoder_attention_mask=context.mask,
+                audio_encoder_attention_mask=context.mask,
+                video_coords=video_coords,
+                audio_coords=audio_coords,
+                isolate_modalities=mode == "isolated",
+                spatio_temporal_guidance_blocks=list(stg_blocks) if mode == "stg" else None,
+                use_cross_timestep=self.use_cross_timestep,
+                return_dict=False,
+            )
+        return Latents(made_video.float(), made_audio.float())
+
+    def _coordinates(self, geometry: Geometry, batch: int) -> tuple[Tensor, Tensor]:
+        key = (geometry, batch)
+        if key not in self._coords:
+            transformer, g = self.pipeline.transformer, geometry
+            video = transformer.rope.prepare_video_coords(
+                batch, g.latent_frames, g.latent_height, g.latent_width, self.device, fps=g.frame_rate
+            )
+            audio = transformer.audio_rope.prepare_audio_coords(batch, g.audio_tokens, self.device)
+            self._coords[key] = video, audio
+        return self._coords[key]
+
+    @torch.no_grad()
+    def encode_first_frame(self, frames: Tensor, geometry: Geometry) -> Conditioning:
+        """Condition on given first frames, uint8 [B, H, W, 3]: their tokens are kept clean."""
+        pipe = self.pipeline
+        pixels = frames.permute(0, 3, 1, 2)[:, :, None].to(self.device, pipe.vae.dtype) / 127.5 - 1
+        first = pipe.vae.encode(pixels).latent_dist.mode().float()
+        vae = pipe.vae
+        first = pipe._normalize_latents(first, vae.latents_mean.float(), vae.latents_std.float(), vae.config.scaling_factor)
+        tokens = pipe._pack_latents(first)
+        video = torch.zeros(len(frames), geometry.video_tokens, geometry.video_channels, device=self.device)
+        video[:, : tokens.shape[1]] = tokens
+        mask = torch.zeros(len(frames), geometry.video_tokens, dtype=torch.bool, device=self.device)
+        mask[:, : tokens.shape[1]] = True
+        return Conditioning(video, mask)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+        """Frames uint8 [B, T, H, W, 3] and waveforms float32 [B, channels, N] in -1..1."""
+        pipe, g = self.pipeline, geometry
+        vae, audio_vae = pipe.vae, pipe.audio_vae
+        video = pipe._unpack_latents(latents.video, g.latent_frames, g.latent_height, g.latent_width)
+        video = pipe._denormalize_latents(
+            video, vae.latents_mean.float(), vae.latents_std.float(), vae.config.scaling_factor
+        )
+        # With a decode noise of 0, timestep-conditioned decoders are told that the latents are clean.
+        timestep = torch.zeros(len(latents), device=self.device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        frames = vae.decode(video.to(vae.dtype), timestep, return_dict=False)[0].float()
+        frames = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        audio = pipe._denormalize_audio_latents(
+            latents.audio, audio_vae.latents_mean.float(), audio_vae.latents_std.float()
+        )
+        mel_bins = audio_vae.config.mel_bins // pipe.audio_vae_mel_compression_ratio
+        audio = pipe._unpack_audio_latents(audio, g.audio_tokens, num_mel_bins=mel_bins)
+        mel = audio_vae.decode(audio.to(audio_vae.dtype), return_dict=False)[0]
+        waveform = pipe.vocoder(mel.to(pipe.vocoder.dtype)).float().clamp(-1, 1)
+        return frames.permute(0, 2, 3, 4, 1).cpu().numpy(), waveform.cpu().numpy()
+
+
+class CachedRotary(nn.Module):
+    """A rotary embedding that computes each set of positions once: they do not change between the calls of a run."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self._kept: dict[tuple[int, ...], tuple[Tensor, tuple[Tensor, Tensor]]] = {}
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("rotary"), name)
+
+    def forward(self, coords: Tensor, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+        key = (*coords.shape, coords.data_ptr())
+        kept = self._kept.get(key)
+        if kept is None:
+            # All clips of a batch have the same positions: compute one and view it as many.
+            single = self.rotary(coords[:1], device=device)
+            batch = coords.shape[0]
+            made = tuple(t.expand(batch, *t.shape[1:]) for t in single)
+            if not torch.equal(coords, coords[:1].expand_as(coords)):
+                made = self.rotary(coords, device=device)
+            if len(self._kept) > 16:
+                self._kept.clear()
+            kept = self._kept[key] = (coords, made)  # holding coords keeps its address from being used again
+        return kept[1]

@@ -1,0 +1,45 @@
+"""Noise that belongs to a clip, not to a place in a batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+
+
+def noise_seed(
+    seed: SupportsIndex, iteration: SupportsIndex, prompt_id: str, sample: SupportsIndex, purpose: str
+) -> int:
+    """A 63-bit seed in [0, 2^63) for one clip's noise of one `purpose` (such as "video_latents").
+
+    The first eight bytes of SHA-256 over a JSON list of the five parts: JSON quotes and escapes, so no two different
+    keys have the same encoding. The same on every machine and in every version.
+    """
+    # numpy integers are the same key as Python ones.
+    key = [operator.index(seed), operator.index(iteration), prompt_id, operator.index(sample), purpose]
+    digest = hashlib.sha256(json.dumps(key).encode("ascii")).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def keyed_normal(
+    keys: Sequence[tuple[str, int]], shape: tuple[int, ...], seed: int, iteration: int, purpose: str
+) -> Tensor:
+    """Standard normal noise [len(keys), *shape], float32 on the CPU, one row per (prompt id, sample).
+
+    Each row is drawn by a generator of its own, seeded with `noise_seed`: it depends on its key, on `shape` and on
+    nothing else, so neither the order or size of a batch nor the rank or number of processes changes a clip.
+    Drawn on the CPU because device generators differ between devices; between CPU models the last bit can differ.
+
+    PyTorch's CPU generator reads the low 32 bits of a seed. Two given keys thus share their noise with probability
+    2^-32, about 1e-7 for some pair among the 32 clips of an iteration.
+    """
+    rows = torch.empty((len(keys), *shape), dtype=torch.float32)
+    for row, (prompt_id, sample) in zip(rows, keys, strict=True):
+        generator = torch.Generator().manual_seed(noise_seed(seed, iteration, prompt_id, sample, purpose))
+        row.copy_(torch.randn(shape, generator=generator, dtype=torch.float32))
+    return rows

@@ -1,0 +1,1 @@
+"""Losses that turn advantages into gradients."""

@@ -1,0 +1,253 @@
+"""The negative-aware objective: pull towards good samples, push away from bad ones, with no sampler in the loss.
+
+DiffusionNFT (arXiv:2509.16117), in the space of clean-latent predictions as OmniNFT (arXiv:2605.12480) uses it, one
+modality at a time. With x_sigma = (1 - sigma) x0 + sigma eps and v = eps - x0 a policy predicts
+x0_hat = x_sigma - sigma v. The old policy's prediction, mirrored about or mixed with the current one's, gives the two
+terms; the advantage shares the weight between them.
+
+When the current policy equals the old one the loss has the same value whatever the advantages, and its gradient is
+(2r - 1) times that of the positive term. The loss curve therefore says nothing about learning.
+
+Predictions and losses are float32 and the adaptive weights are reduced in float64, whatever the dtype of the inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from omninft.types import OmniNFTError
+
+ReferenceSpace = Literal["x0", "velocity"]
+
+# A prediction closer to its target than this (mean absolute error) is not weighted up any further.
+MIN_ERROR = 1e-5
+
+
+@dataclass(frozen=True)
+class NegativeAwareOptions:
+    """Settings of the objective."""
+
+    beta: float = 1.0  # > 0, how far the implicit policies lie from the old one
+    adv_clip: float = 5.0  # > 0, the advantage at which a sample is all positive or all negative
+    # DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients.
+    detach_weight: bool = True
+    reference_weight: float = 1e-4  # >= 0, of the pull to the model without adapter
+    reference_space: ReferenceSpace = "x0"  # OmniNFT's reference code; DiffusionNFT takes velocity
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "adv_clip"):
+            if not getattr(self, name) > 0:
+                raise OmniNFTError(f"objective.{name} must be positive, found {getattr(self, name)}")
+        if not self.reference_weight >= 0:
+            raise OmniNFTError(f"objective.reference_weight must not be negative, found {self.reference_weight}")
+        if self.reference_space not in get_args(ReferenceSpace):
+            raise OmniNFTError(
+                f"objective.reference_space is {self.reference_space!r}, expected one of {get_args(ReferenceSpace)}"
+            )
+
+
+DEFAULT_OPTIONS = NegativeAwareOptions()
+
+
+@dataclass(frozen=True)
+class BranchLoss:
+    """Loss of one modality's micro-batch, and its parts per clip for the log (valid clips or not)."""
+
+    loss: Tensor  # scalar float32, to be back-propagated
+    policy: Tensor  # [B] float32, detached
+    reference: Tensor  # [B] float32, detached, before its weight
+    old_deviation: Tensor  # [B] float32, detached, mean |x0_cur - x0_old|
+    valid: Tensor  # [B] bool, the clips that are in `loss`
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_sigma = (1 - sigma) x0 + sigma eps. clean, noise [B, T, C]; sigma in [0, 1], [B] or [B, T]. float32."""
+    level = _per_token(sigma, clean)
+    return (1 - level) * clean.float() + level * noise.float()
+
+
+def predict_x0(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
+    """x0_hat = x_sigma - sigma v. noisy, velocity [B, T, C]; sigma in [0, 1], [B] or [B, T]. float32."""
+    return noisy.float() - _per_token(sigma, noisy) * velocity.float()
+
+
+def _per_token(sigma: Tensor, latents: Tensor) -> Tensor:
+    """sigma [B] or [B, T] as [B, 1, 1] or [B, T, 1] float32."""
+    if latents.ndim != 3 or sigma.shape not in (latents.shape[:1], latents.shape[:2]):
+        raise ValueError(f"sigma {tuple(sigma.shape)} does not fit latents {tuple(latents.shape)}: [B] or [B, T]")
+    return sigma.float().reshape(len(latents), -1, 1)
+
+
+def policy_loss(
+    current_x0: Tensor,
+    old_x0: Tensor,
+    clean_x0: Tensor,
+    advantage: Tensor,
+    omega: Tensor | None = None,
+    token_mask: Tensor | None = None,
+    options: NegativeAwareOptions = DEFAULT_OPTIONS,
+) -> Tensor:
+    """Negative-aware loss of each clip (DiffusionNFT, its training objective; OmniNFT, with region weights).
+
+        x+ = beta cur + (1 - beta) old            x- = (1 + beta) old - beta cur
+        w+- = max(mean over (T, C) of |x+- - x0|, 1e-5)
+        r = clamp(clamp(A, -a, a) / a / 2 + 1/2, 0, 1)
+        l_i = r mean_C (x+ - x0)^2 / w+  +  (1 - r) mean_C (x- - x0)^2 / w-
+        loss = a / beta * sum_i omega_i l_i / sum_i omega_i
+
+    Args:
+        current_x0: [B, T, C] prediction of the policy that is trained.
+        old_x0: [B, T, C] prediction of the policy that sampled; a constant here.
+        clean_x0: [B, T, C] the sampled latents; a constant here.
+        advantage: [B].
+        omega: [B, T] >= 0 region weights, ones by default.
+        token_mask: [B, T] bool, True where a token counts (False: it was given). Masked tokens leave the loss and the
+            means of w+-.
+        options: beta, adv_clip and detach_weight are read.
+
+    Returns:
+        [B] float32. 0 for a clip in which no token counts.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check_shapes(current_x0, old_x0, clean_x0, advantage, omega, token_mask)
+    current, old, clean = current_x0.float(), old_x0.detach().float(), clean_x0.detach().float()
+    beta, clip = options.beta, options.adv_clip
+    positive = _weighted_error(beta * current + (1 - beta) * old - clean, token_mask, options.detach_weight)
+    negative = _weighted_error((1 + beta) * old - beta * current - clean, token_mask, options.detach_weight)
+    share = (advantage.float().clamp(-clip, clip) / clip / 2 + 0.5).clamp(0, 1)[:, None]
+    weight = torch.ones_like(positive) if omega is None else omega.float()
+    if token_mask is not None:
+        weight = weight * token_mask
+    total = weight.sum(dim=1)
+    loss = (weight * (share * positive + (1 - share) * negative)).sum(dim=1)
+    return clip / beta * loss / torch.where(total > 0, total, 1.0)
+
+
+def _check_shapes(
+    current: Tensor, old: Tensor, clean: Tensor, advantage: Tensor, omega: Tensor | None, mask: Tensor | None
+) -> None:
+    # Broadcasting would turn most mistakes into a loss that looks right.
+    shape = current.shape
+    if current.ndim != 3 or old.shape != shape or clean.shape != shape or advantage.shape != shape[:1]:
+        raise ValueError(
+            f"expected three [B, T, C] and advantage [B], found current {tuple(shape)}, old {tuple(old.shape)}, "
+            f"clean {tuple(clean.shape)}, advantage {tuple(advantage.shape)}"
+        )
+    for name, weights in (("omega", omega), ("token_mask", mask)):
+        if weights is not None and weights.shape != shape[:2]:
+            raise ValueError(f"{name} {tuple(weights.shape)} must be [B, T] = {tuple(shape[:2])}")
+
+
+def _weighted_error(error: Tensor, token_mask: Tensor | None, detach: bool) -> Tensor:
+    """mean_C error^2 / w per token, w the clip's mean |error| in float64. error [B, T, C] -> [B, T] float32."""
+    weight = _clip_mean(error.abs().mean(dim=2, dtype=torch.float64), token_mask).clamp(min=MIN_ERROR)
+    if detach:
+        weight = weight.detach()
+    return error.square().mean(dim=2) / weight.float()[:, None]
+
+
+def _clip_mean(per_token: Tensor, token_mask: Tensor | None) -> Tensor:
+    """Mean over the tokens that count; 0 where none does. [B, T] -> [B]."""
+    if token_mask is None:
+        return per_token.mean(dim=1)
+    kept = torch.where(token_mask, per_token, 0.0).sum(dim=1)
+    return kept / token_mask.sum(dim=1).clamp(min=1)
+
+
+def reference_loss(
+    current_x0: Tensor,
+    reference_x0: Tensor,
+    sigma: Tensor,
+    space: ReferenceSpace = "x0",
+    token_mask: Tensor | None = None,
+) -> Tensor:
+    """Squared distance to the model without adapter, per clip.
+
+    mean (x0_cur - x0_ref)^2 over tokens and channels (OmniNFT's reference code), or of the velocities
+    (DiffusionNFT), which at one x_sigma differ by (x0_ref - x0_cur) / sigma. A token at sigma 0 has no velocity to
+    compare and adds 0 in that space.
+
+    Args:
+        current_x0, reference_x0: [B, T, C] predictions of clean latents, also for `velocity`.
+        sigma: [B] or [B, T] in [0, 1].
+        space: see above.
+        token_mask: [B, T] bool, True where a token counts.
+
+    Returns:
+        [B] float32.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown space.
+    """
+    if space not in get_args(ReferenceSpace):
+        raise ValueError(f"space is {space!r}, expected one of {get_args(ReferenceSpace)}")
+    if current_x0.shape != reference_x0.shape:
+        raise ValueError(f"current {tuple(current_x0.shape)} and reference {tuple(reference_x0.shape)} differ")
+    level = _per_token(sigma, current_x0)
+    difference = current_x0.float() - reference_x0.detach().float()
+    if space == "velocity":
+        difference = difference / level.masked_fill(level == 0, torch.inf)
+    return _clip_mean(difference.square().mean(dim=2), token_mask)
+
+
+def old_deviation(current_x0: Tensor, old_x0: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """mean |x0_cur - x0_old| per clip: how far training has moved. [B, T, C] twice -> [B] float32, detached."""
+    difference = (current_x0.detach().float() - old_x0.detach().float()).abs()
+    return _clip_mean(difference.mean(dim=2), token_mask)
+
+
+def branch_loss(
+    *,
+    current_x0: Tensor,
+    old_x0: Tensor,
+    clean_x0: Tensor,
+    reference_x0: Tensor | None,
+    sigma: Tensor,
+    advantage: Tensor,
+    valid: Tensor,
+    num_valid: float,
+    omega: Tensor | None = None,
+    token_mask: Tensor | None = None,
+    options: NegativeAwareOptions = DEFAULT_OPTIONS,
+) -> BranchLoss:
+    """Loss of one modality's micro-batch: sum over valid clips of (policy + reference_weight * reference) / num_valid.
+
+    The denominator is the caller's, so that micro-batches, sigmas and processes add up to exactly the mean over the
+    whole batch; the caller also weighs the two modalities (OmniNFT: equally). Tensors as in `policy_loss` and
+    `reference_loss`; all by keyword, since nothing would show a swap of old and current.
+
+    Args:
+        reference_x0: [B, T, C]; may be None if options.reference_weight is 0, which saves its forward pass.
+        valid: [B] bool; the others leave the loss (their gradient is zero) and must not be in `num_valid`.
+        num_valid: number of valid clips of the whole batch, times the number of sigmas it is trained on.
+
+    Raises:
+        ValueError: shapes that do not fit, valid clips but num_valid <= 0, or a missing reference.
+    """
+    if num_valid <= 0 and bool(valid.any()):
+        raise ValueError(f"num_valid is {num_valid} although the micro-batch has valid clips")
+    if valid.shape != advantage.shape:
+        raise ValueError(f"valid {tuple(valid.shape)} and advantage {tuple(advantage.shape)} must both be [B]")
+    policy = policy_loss(current_x0, old_x0, clean_x0, advantage, omega, token_mask, options)
+    if reference_x0 is not None:
+        reference = reference_loss(current_x0, reference_x0, sigma, options.reference_space, token_mask)
+    elif options.reference_weight == 0:
+        reference = torch.zeros_like(policy)
+    else:
+        raise ValueError("reference_x0 is missing although the reference term has a weight")
+    per_clip = policy + options.reference_weight * reference
+    # An all-invalid batch still gives a loss with a graph, of value and gradient 0: distributed processes stay in step.
+    loss = torch.where(valid, per_clip, 0.0).sum() / (num_valid if num_valid > 0 else 1)
+    return BranchLoss(
+        loss=loss,
+        policy=policy.detach(),
+        reference=reference.detach(),
+        old_deviation=old_deviation(current_x0, old_x0, token_mask),
+        valid=valid,
+    )

@@ -1,0 +1,1 @@
+"""Rebuilding the bundled model from its world: autoencoders, vocoder, text side, transformer."""

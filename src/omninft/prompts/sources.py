@@ -1,0 +1,19 @@
+"""Where prompts come from: a file, or a split of a bundled world."""
+
+from __future__ import annotations
+
+from omninft.prompts.prompt_set import PromptSet, load_prompts
+from omninft.worlds.wording import world_prompts
+
+WORLD = "world:"
+
+
+def open_prompts(source: str) -> PromptSet:
+    """The prompt set of "world:train", "world:dev", "world:test" or a JSONL, CSV or TXT file.
+
+    Raises:
+        OmniNFTError: unknown split, or what `load_prompts` refuses.
+    """
+    if source.startswith(WORLD):
+        return PromptSet(tuple(world_prompts(source[len(WORLD) :])), source, ())  # type: ignore[arg-type]
+    return load_prompts(source)

@@ -1,0 +1,1 @@
+"""Shipped recipes: instances of the config tree."""

@@ -1,0 +1,1 @@
+"""Sampling clips with a policy: solver, guidance, and what is recorded on the way."""

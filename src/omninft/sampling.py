@@ -1,0 +1,76 @@
+"""`omninft sample`: prompts to mp4 files, with the base model or a LoRA on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from omninft.config import GuidanceConfig, ModelConfig, SamplingConfig
+from omninft.decode.clips import decode_clips
+from omninft.decode.media import write_clip
+from omninft.evaluation.runner import SHOWN_SIDE, spread
+from omninft.export.lora import read_lora
+from omninft.models.policy import LTX2Policy
+from omninft.prompts.sources import WORLD, open_prompts
+from omninft.rollout.sampler import RolloutSampler, batches
+from omninft.types import Prompt, PromptGroup
+
+SAMPLE_NOISE = -3  # stands where the iteration stands in noise keys
+
+
+def sample_clips(
+    prompts: str,
+    output: Path,
+    *,
+    model: str = "tiny",
+    lora: Path | None = None,
+    count: int = 1,
+    limit: int = 8,
+    steps: int = 16,
+    seed: int = 0,
+    guidance: tuple[float, float] = (1.0, 1.0),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Path]:
+    """Write `count` clips a prompt to `output` as <prompt id>-<number>.mp4, and their prompts to scores.json.
+
+    Raises:
+        OmniNFTError: prompts, model or LoRA that cannot be read.
+    """
+    chosen = _prompts(prompts, limit)
+    state, adapter = None, "reference"
+    config = ModelConfig(path=model)
+    if lora is not None:
+        state, lora_config = read_lora(lora)
+        config, adapter = ModelConfig(path=model, lora=lora_config), "current"
+    policy = LTX2Policy.load(config)
+    if state is not None:
+        policy.adapters.load_state("current", state)
+    sampling = SamplingConfig(
+        num_steps=steps,
+        video_guidance=GuidanceConfig(text=guidance[0]),
+        audio_guidance=GuidanceConfig(text=guidance[1]),
+    )
+    sampler = RolloutSampler(policy, sampling)
+    groups = [PromptGroup(p, tuple(range(count))) for p in chosen]
+    total, written, entries = len(groups) * count, [], []
+    for batch in batches(groups, sampling.batch_size):
+        rollout = sampler.sample(batch, seed, SAMPLE_NOISE, adapter)
+        for clip in decode_clips(policy, rollout, sampler.geometry):
+            path = output / f"{clip.prompt.id}-{clip.sample}.mp4"
+            write_clip(path, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
+            written.append(path)
+            p = clip.prompt
+            texts = {"prompt_v": p.prompt_v, "prompt_a": p.prompt_a, "prompt_av": p.prompt_av}
+            entries.append({"file": path.name, "prompt_id": p.id, **texts, "sample": clip.sample, "scores": {}})
+        progress(len(written), total)
+    (output / "scores.json").write_text(json.dumps({"clips": entries}, indent=1), encoding="utf-8")
+    return written
+
+
+def _prompts(source: str, limit: int) -> list[Prompt]:
+    """A file, a world split, or the text itself."""
+    if source.startswith(WORLD) or Path(source).suffix in (".jsonl", ".csv", ".txt"):
+        prompts = open_prompts(source).prompts
+        return [prompts[i] for i in spread(limit or len(prompts), len(prompts))]
+    return [Prompt("prompt", source, source, source)]

@@ -1,0 +1,257 @@
+"""What a clip of the bounce world sounds like, measured from its waveform by analysis and synthesis.
+
+All sounds of the world are lines at multiples of 100 Hz, so power over any whole number of 10 ms is free of ripple
+and a 20 ms Hann window keeps neighbouring lines apart. Onsets are rises of power, placed by the kink they make in the
+cumulative energy; kind and pitch are the mixture of the world's six spectra that explains the clip's spectrum best.
+
+Estimates are shares and levels rather than decisions, so that a ghost of half the strength counts about half and
+scores move when a clip gets a little better.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import librosa
+import numpy as np
+from scipy.optimize import nnls
+from scipy.signal import find_peaks
+
+from omninft.types import Clip, OmniNFTError
+from omninft.worlds import bounce
+
+_WINDOW = 320  # samples, 20 ms: two periods of the common 100 Hz
+_HOP = 160  # samples
+_STEP = 16  # samples, 1 ms: grid of onset candidates
+_PAD = 960  # samples of silence around the sound, so that onsets at its ends have both sides
+_SLACK = 1600  # samples by which a clip's sound may be longer or shorter than the world's
+_NEAREST = 80  # ms between two onsets
+_ATTACK_DELAY = 2 / 3 * bounce.ATTACK  # s by which the energy of a linear attack comes late
+_SILENCE, _LOUD = -50.0, -30.0  # dBFS between which a sound comes to count
+_CLIPPED = 0.99
+_QUIET = 1e-3  # share of its first amplitude at which a sound is over
+_MEL_BANDS = 24
+_MEL_FLOOR = 1e-6  # of full scale in power, -60 dBFS
+
+SOURCES = tuple((kind, pitch) for kind in bounce.KINDS for pitch in bounce.PITCHES[kind])
+
+
+@dataclass(frozen=True)
+class SoundFacts:
+    """Measurements of one clip's sound. Times in seconds, levels in dB of full scale, shares in 0..1."""
+
+    sources: dict[tuple[str, str], float]  # evidence per (kind, pitch), adds up to at most 1
+    onset_times: np.ndarray  # [E] s, rising
+    onset_strengths: np.ndarray  # [E] in 0..1
+    level: float  # dBFS of the strongest onset, -120 where there is none
+    purity: float  # share of the power that lies on the lines of the dominant source
+    noise_floor: float  # dBFS where nothing should sound, -120 at least
+    clipping: float  # share of samples at full scale
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """(kind, pitch) with the most evidence."""
+        return max(self.sources, key=self.sources.__getitem__)
+
+    @property
+    def kinds(self) -> dict[str, float]:
+        """Evidence for tones ("ball") and buzzes ("lamp")."""
+        return {kind: sum(v for (k, _), v in self.sources.items() if k == kind) for kind in bounce.KINDS}
+
+    @property
+    def pitches(self) -> dict[str, float]:
+        """Evidence for low, mid and high, each by the scale of its kind."""
+        return {pitch: sum(v for (_, p), v in self.sources.items() if p == pitch) for pitch in bounce.PITCHES["ball"]}
+
+
+@dataclass(frozen=True)
+class Resynthesis:
+    """The sound the estimates describe, and how far the clip's is from it."""
+
+    waveform: np.ndarray  # [N] float64
+    wave_error: float  # root mean square of the difference over that of the resynthesis
+    mel_error: float  # dB, mean absolute difference of the log-mel spectra
+
+
+def sound_facts(clip: Clip) -> SoundFacts:
+    """Measure the sound of a clip, once.
+
+    Raises OmniNFTError for a clip without sound, a sample rate other than 16 kHz, samples that are not finite, or a
+    length further than 0.1 s from the world's 2.05 s. Channels are averaged.
+    """
+    facts: SoundFacts = clip.view("world_sound", _measure)
+    return facts
+
+
+def resynthesis(clip: Clip) -> Resynthesis:
+    """Render the sound again from its measurements, once. Raises as `sound_facts` does."""
+    made: Resynthesis = clip.view("world_sound_resynthesis", _resynthesise)
+    return made
+
+
+def _mono(clip: Clip) -> np.ndarray:
+    """[NUM_SAMPLES] float32, cut or padded with silence."""
+    wave = np.asarray(clip.waveform, dtype=np.float32)
+    if wave.size == 0:
+        raise OmniNFTError("the clip has no sound")
+    if clip.sample_rate != bounce.SAMPLE_RATE:
+        raise OmniNFTError(f"the bounce world's sound has {bounce.SAMPLE_RATE} Hz, found {clip.sample_rate}")
+    if wave.ndim != 2 or abs(wave.shape[1] - bounce.NUM_SAMPLES) > _SLACK:
+        raise OmniNFTError(
+            f"the bounce world's sound is [channels, {bounce.NUM_SAMPLES} +- {_SLACK}], found {list(wave.shape)}"
+        )
+    if not np.isfinite(wave).all():
+        raise OmniNFTError("the sound has samples that are not finite")
+    mono = wave.mean(0)[: bounce.NUM_SAMPLES]
+    return np.pad(mono, (0, bounce.NUM_SAMPLES - len(mono)))
+
+
+def _measure(clip: Clip) -> SoundFacts:
+    wave = _mono(clip)
+    spectrum = _power(wave).sum(0)
+    times, strengths, level = _onsets(wave)
+    heard = float(_smoothstep((level - _SILENCE) / (_LOUD - _SILENCE)))
+    shares = _mixture(spectrum)
+    dominant = int(np.argmax(shares))
+    sources = dict(zip(SOURCES, (shares * heard).tolist(), strict=True))
+    total = float(spectrum.sum())
+    return SoundFacts(
+        sources=sources,
+        onset_times=times,
+        onset_strengths=strengths,
+        level=level,
+        purity=float(spectrum[_lines()[dominant]].sum()) / total * heard if total > 0 else 0.0,
+        noise_floor=_noise_floor(wave, SOURCES[dominant][0], times, strengths),
+        clipping=float((np.abs(wave) >= _CLIPPED).mean()),
+    )
+
+
+def _smoothstep(x: float | np.ndarray) -> np.ndarray:
+    """0 up to x = 0, 1 from x = 1, smooth between."""
+    x = np.clip(x, 0.0, 1.0)
+    return x * x * (3 - 2 * x)
+
+
+def _decibels(power: float) -> float:
+    return 10 * float(np.log10(max(power, 1e-12)))
+
+
+@cache
+def _hann() -> np.ndarray:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_WINDOW) / _WINDOW)).astype(np.float32)
+
+
+def _power(wave: np.ndarray) -> np.ndarray:
+    """Power spectra of 20 ms windows every 10 ms, [frames, 161]; bins are 50 Hz apart."""
+    windows = np.lib.stride_tricks.sliding_window_view(wave, _WINDOW)[::_HOP]
+    spectrum = np.fft.rfft(windows * _hann())
+    return np.asarray(spectrum.real**2 + spectrum.imag**2)
+
+
+@cache
+def _spectra() -> np.ndarray:
+    """Power spectrum of each source, and of white noise as the last, [7, 161], each adding up to 1."""
+    spectra = [_power(bounce.carrier(kind, pitch)).sum(0) for kind, pitch in SOURCES]
+    spectra.append(np.ones_like(spectra[0]))
+    return np.stack([s / s.sum() for s in spectra])
+
+
+@cache
+def _lines() -> np.ndarray:
+    """Where each source has its lines, [6, 161] bool."""
+    spectra = _spectra()[:-1]
+    return np.asarray(spectra > 1e-4 * spectra.max(1, keepdims=True))
+
+
+def _mixture(spectrum: np.ndarray) -> np.ndarray:
+    """Shares of the six sources in a power spectrum, [6]; add up to less than 1 as noise outweighs them."""
+    total = float(spectrum.sum())
+    if total <= 0:
+        return np.zeros(len(SOURCES))
+    weights = nnls(_spectra().T.astype(np.float64), spectrum.astype(np.float64) / total)[0]
+    sounding = weights[:-1]
+    return np.asarray(sounding / (sounding.sum() + 0.02 * weights[-1] + 1e-6))
+
+
+def _onsets(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Times (s) and strengths of onsets, and the amplitude of the strongest in dBFS."""
+    energy = np.concatenate([[0.0], np.cumsum(np.square(np.pad(wave, _PAD), dtype=np.float64))])
+    grid = np.arange(_PAD - 2 * _STEP, _PAD + len(wave), _STEP)  # the sound starts at _PAD
+    after = np.sqrt(np.maximum(energy[grid + _WINDOW] - energy[grid], 0) / _WINDOW)
+    before = np.sqrt(np.maximum(energy[grid] - energy[grid - _WINDOW], 0) / _WINDOW)
+    rise = np.maximum(after - before, 0.0)
+    contrast = rise / (after + before + 1e-6)
+    # Steady noise rises and falls by a few percent; a sound out of silence has a contrast of 1.
+    novelty = rise * _smoothstep((contrast - 0.15) / 0.35)
+    strongest = float(novelty.max())
+    level = _decibels(2 * strongest**2)
+    if strongest <= 0:
+        return np.zeros(0), np.zeros(0), level
+    peaks = find_peaks(novelty, height=0.1 * strongest, distance=_NEAREST)[0]
+    strengths = _smoothstep((novelty[peaks] / strongest - 0.1) / 0.6)
+    strengths = strengths * _smoothstep((level - _SILENCE) / (_LOUD - _SILENCE))
+    times = _kinks(energy, grid[peaks])
+    kept = strengths > 0.01
+    order = np.argsort(times[kept])
+    return times[kept][order], strengths[kept][order], level
+
+
+def _kinks(energy: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Seconds at which the cumulative energy bends, near the given samples.
+
+    Power p0 before and p1 after a step at t0 give C(b) - C(a) = p0 (t0 - a) + p1 (b - t0), solved for t0.
+    """
+    first, last = near - 3 * _HOP // 2, near + 3 * _HOP // 2
+    p0 = (energy[first] - energy[first - 2 * _HOP]) / (2 * _HOP)
+    p1 = (energy[last] - energy[last - _HOP]) / _HOP
+    gained = energy[last] - energy[first]
+    at = (p1 * last - p0 * first - gained) / np.maximum(p1 - p0, 1e-12)
+    at = np.clip(at, first, last)
+    return np.asarray((at - _PAD) / bounce.SAMPLE_RATE - _ATTACK_DELAY)
+
+
+def _noise_floor(wave: np.ndarray, kind: str, times: np.ndarray, strengths: np.ndarray) -> float:
+    """Level between the sounds, dBFS: mean power of the 10 ms in which no onset's sound should be left."""
+    power = np.square(wave[: len(wave) // _HOP * _HOP]).reshape(-1, _HOP).mean(1)
+    centres = (np.arange(len(power)) + 0.5) * _HOP / bounce.SAMPLE_RATE
+    decay = np.log(1 / _QUIET)
+    lasts = bounce.TONE_DECAY * decay if kind == "ball" else bounce.BUZZ_HOLD + bounce.BUZZ_RELEASE * decay
+    since = centres - times[:, None]
+    # Two hops of grace before an onset: a vocoder's sounds begin a little early.
+    sounding = ((since > -2 * _HOP / bounce.SAMPLE_RATE) & (since < lasts)) * strengths[:, None]
+    quiet = np.prod(1 - sounding, axis=0) ** 2
+    # Half a frame of the mean stands in where no frame is quiet.
+    return _decibels(float((quiet @ power + 0.5 * power.mean() * (quiet.sum() < 0.5)) / max(quiet.sum(), 0.5)))
+
+
+@cache
+def _mel_filters() -> np.ndarray:
+    return librosa.filters.mel(
+        sr=bounce.SAMPLE_RATE, n_fft=_WINDOW, n_mels=_MEL_BANDS, fmin=50, fmax=bounce.SAMPLE_RATE / 2, norm=None
+    )
+
+
+def _log_mel(wave: np.ndarray) -> np.ndarray:
+    """dB of full scale, [frames, bands], floored at -60."""
+    scale = 2 / _hann().sum() ** 2  # a sine of amplitude 1 has 0.5 in its three bins together, about
+    return np.asarray(10 * np.log10(_power(wave) * scale @ _mel_filters().T + _MEL_FLOOR))
+
+
+def _resynthesise(clip: Clip) -> Resynthesis:
+    wave, facts = _mono(clip).astype(np.float64), sound_facts(clip)
+    kind, pitch = facts.source
+    loudness = np.zeros(len(wave))
+    for time, strength in zip(facts.onset_times, facts.onset_strengths, strict=True):
+        shape = bounce.envelope(kind, (float(time),))
+        part = slice(max(int(time * bounce.SAMPLE_RATE), 0), int((time + 0.06) * bounce.SAMPLE_RATE))
+        expected = np.square(shape[part] * bounce.carrier(kind, pitch)[part]).sum()
+        amplitude = np.sqrt(np.square(wave[part]).sum() / max(float(expected), 1e-9))
+        loudness = np.maximum(loudness, min(strength / 0.5, 1.0) * amplitude * shape)
+    made = loudness * bounce.carrier(kind, pitch)
+    norm = max(float(np.linalg.norm(made)), 1e-3)
+    return Resynthesis(
+        waveform=made,
+        wave_error=float(np.linalg.norm(wave - made)) / norm,
+        mel_error=float(np.abs(_log_mel(wave) - _log_mel(made)).mean()),
+    )

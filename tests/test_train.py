@@ -1,0 +1,288 @@
+"""The whole loop on small random models: exact resume, processes, model versions, signals, and failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from omninft.config import Config, build_config
+from omninft.metrics import read_metrics
+from omninft.models.loading import CLIP_FILE
+from omninft.train import train
+from omninft.types import Clip, OmniNFTError
+from tests.random_models import random_pipeline
+
+
+def brightness(clips: list[Clip]) -> list[float]:
+    """Mean pixel, 0..1: cheap and different for every clip."""
+    return [float(c.video.mean()) / 255 for c in clips]
+
+
+def loudness(clips: list[Clip]) -> list[float | None]:
+    """Root mean square of the sound."""
+    return [float(np.sqrt(np.mean(c.waveform**2))) for c in clips]
+
+
+def save_model(folder: Path, version: str = "ltx-2") -> Path:
+    random_pipeline(version).save_pretrained(folder)
+    size = {"num_frames": 9, "height": 32, "width": 32, "frame_rate": 12.0}
+    (folder / CLIP_FILE).write_text(json.dumps(size))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "ltx-2")
+
+
+def small_config(model: Path, runs: Path, **changes: Any) -> Config:
+    tree: dict[str, Any] = {
+        "recipe": "small",
+        "model": {"path": str(model), "lora": {"rank": 2, "alpha": 4}},
+        "prompts": {"per_iteration": 2, "group_size": 4},
+        "sampling": {"num_steps": 3, "batch_size": 4},
+        "rewards": [
+            {"name": "tests.test_train:brightness", "route": "video"},
+            {"name": "tests.test_train:loudness", "route": "audio"},
+        ],
+        "objective": {"sigmas": {"choice": "spread", "count": 2}, "step_per": "sigma", "micro_batch": 4},
+        "optimiser": {"learning_rate": 1e-3},
+        "evaluation": {"every": 0, "test_clips": 0},
+        "run": {"iterations": 2, "folder": str(runs), "checkpoint_every": 1, "loggers": [], "threads": 1},
+    }
+    for key, value in changes.items():
+        node = tree
+        *path, last = key.split("__")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return build_config(tree)
+
+
+def adapters(run: Path, iteration: int) -> dict[str, torch.Tensor]:
+    folder = run / "checkpoints" / f"step-{iteration:06d}"
+    return {
+        f"{name}.{key}": tensor
+        for name in ("current", "old")
+        for key, tensor in load_file(folder / f"{name}.safetensors").items()
+    }
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def rewards_of(run: Path) -> list[tuple[int, float, float]]:
+    rows = [r for r in read_metrics(run) if r["kind"] == "iteration"]
+    return [(r["iteration"], r["reward/brightness"], r["reward/loudness"]) for r in rows]
+
+
+class TestResume:
+    def test_four_and_four_iterations_are_eight_bit_for_bit(self, model: Path, tmp_path: Path) -> None:
+        whole = train(small_config(model, tmp_path / "whole", run__iterations=8))
+        first = train(small_config(model, tmp_path / "parts", run__iterations=4))
+        second = train(small_config(model, tmp_path / "parts", run__iterations=8), resume=first.folder)
+        assert second.folder == first.folder
+        assert same(adapters(whole.folder, 8), adapters(second.folder, 8))
+        assert rewards_of(whole.folder) == rewards_of(second.folder)
+        # The runs did something: the adapters of iterations 4 and 8 differ.
+        assert not same(adapters(whole.folder, 8), adapters(first.folder, 6))
+
+    def test_a_checkpoint_of_another_config_is_refused_with_the_field(self, model: Path, tmp_path: Path) -> None:
+        done = train(small_config(model, tmp_path))
+        other = small_config(model, tmp_path, optimiser__learning_rate=2e-3, run__iterations=3)
+        with pytest.raises(OmniNFTError, match=r"optimiser\.learning_rate"):
+            train(other, resume=done.folder)
+
+    def test_resumes_from_the_one_before_a_truncated_checkpoint(self, model: Path, tmp_path: Path) -> None:
+        done = train(small_config(model, tmp_path, run__iterations=3))
+        newest = done.folder / "checkpoints" / "step-000003" / "current.safetensors"
+        newest.write_bytes(newest.read_bytes()[:100])
+        again = train(small_config(model, tmp_path, run__iterations=4), resume=done.folder)
+        whole = train(small_config(model, tmp_path / "whole", run__iterations=4))
+        assert same(adapters(again.folder, 4), adapters(whole.folder, 4))
+
+
+@pytest.mark.parametrize("version", ["ltx-2", "ltx-2.3", "ltx-2.5"])
+def test_every_version_goes_through_an_iteration(version: str, tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", version)
+    result = train(small_config(folder, tmp_path / "runs", run__iterations=1))
+    row = next(r for r in read_metrics(result.folder) if r["kind"] == "iteration")
+    assert row["gradient_norm/video"] > 0
+    assert row["gradient_norm/audio"] > 0
+    assert row["old_deviation/video"] > 0
+    assert (result.folder / "export" / "pytorch_lora_weights.safetensors").is_file()
+    assert (result.folder / "report.html").is_file()
+
+
+RUN_TWO = """
+import sys
+from pathlib import Path
+from tests.test_train import small_config, train
+train(small_config(Path(sys.argv[1]), Path(sys.argv[2]), run__iterations=2, credit__regions__warmup=0))
+"""
+
+
+def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(RUN_TWO)
+    for world in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+        subprocess.run(
+            [*launcher, str(script), str(model), str(tmp_path / str(world))],
+            check=True,
+            env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            timeout=300,
+        )
+    one, two = (tmp_path / str(w) / "small" for w in (1, 2))
+    np.testing.assert_allclose(np.array(rewards_of(two)), np.array(rewards_of(one)), rtol=1e-3)
+    a, b = adapters(one, 2), adapters(two, 2)
+    moved = max(float(t.abs().max()) for k, t in a.items() if "lora_B" in k)
+    assert moved > 1e-4
+    # The first Adam steps have the size of the learning rate whatever the gradient: compare directions, too.
+    flat_a, flat_b = (torch.cat([t.flatten() for k, t in s.items() if "lora_B" in k]) for s in (a, b))
+    assert float(torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=0)) > 0.999
+
+
+LONG = """
+import sys
+from pathlib import Path
+from omninft.display import ConsoleDisplay
+from tests.test_train import small_config, train
+config = small_config(Path(sys.argv[1]), Path(sys.argv[2]), run__iterations=500, run__keep_last=2)
+resume = Path(sys.argv[2]) / "small"
+result = train(config, resume=resume if resume.exists() else None, display=ConsoleDisplay())
+print("finished", result.finished, result.iterations)
+"""
+
+
+def start_long(model: Path, runs: Path, log: Path) -> subprocess.Popen[bytes]:
+    script = runs.parent / "long.py"
+    script.write_text(LONG)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(model), str(runs)],
+        env=os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"},
+        stdout=log.open("ab"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for_checkpoint(run: Path, process: subprocess.Popen[bytes], newer_than: str = "") -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        names = sorted(p.name for p in (run / "checkpoints").glob("step-*"))
+        if names and names[-1] > newer_than:
+            return names[-1]
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint was written in time")
+
+
+class TestSignals:
+    def test_sigterm_saves_and_exits_0_and_kill_leaves_a_run_that_resumes(self, model: Path, tmp_path: Path) -> None:
+        runs, log = tmp_path / "runs", tmp_path / "log"
+        process = start_long(model, runs, log)
+        wait_for_checkpoint(runs / "small", process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert b"finished False" in log.read_bytes()
+        stopped_at = len(rewards_of(runs / "small"))
+        newest = sorted((runs / "small" / "checkpoints").glob("step-*"))[-1]
+        assert newest.name == f"step-{stopped_at:06d}"
+
+        process = start_long(model, runs, log)
+        killed_after = wait_for_checkpoint(runs / "small", process, newer_than=newest.name)
+        process.kill()
+        process.wait(10)
+
+        process = start_long(model, runs, log)
+        wait_for_checkpoint(runs / "small", process, newer_than=killed_after)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        iterations = [i for i, *_ in rewards_of(runs / "small")]
+        assert iterations == list(range(len(iterations)))
+        assert len(iterations) > int(killed_after[5:])
+
+
+def nan_for_one(clips: list[Clip]) -> list[float]:
+    """NaN for sample 1 of every group."""
+    return [float("nan") if c.sample == 1 else float(c.video.mean()) for c in clips]
+
+
+def raises_for_one(clips: list[Clip]) -> list[float]:
+    """Raises if sample 2 is in the batch."""
+    if any(c.sample == 2 for c in clips):
+        raise RuntimeError("sample 2 is cursed")
+    return [float(c.waveform.std()) for c in clips]
+
+
+class TestRewardsThatFail:
+    def test_the_culprit_is_missing_and_the_run_goes_on(self, model: Path, tmp_path: Path) -> None:
+        rewards = [
+            {"name": "tests.test_train:nan_for_one", "route": "video"},
+            {"name": "tests.test_train:raises_for_one", "route": "audio"},
+        ]
+        result = train(small_config(model, tmp_path, rewards=rewards))
+        row = read_metrics(result.folder)[0]
+        rows = [r for r in read_metrics(result.folder) if r["kind"] == "iteration"]
+        assert result.finished
+        assert [r["missing/nan_for_one"] for r in rows] == [2, 2]
+        assert [r["missing/raises_for_one"] for r in rows] == [2, 2]
+        assert row is not None
+
+    def test_too_many_missing_scores_stop_the_run(self, model: Path, tmp_path: Path) -> None:
+        rewards = [{"name": "tests.test_train:nan_for_one", "route": "joint"}]
+        config = small_config(model, tmp_path, rewards=rewards, run__max_missing_share=0.1)
+        with pytest.raises(OmniNFTError, match="nan_for_one"):
+            train(config)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from omninft.models.policy import LTX2Policy
+
+    real = LTX2Policy.velocity
+
+    def spoiled(self: LTX2Policy, *args: Any, **kwargs: Any) -> Any:
+        made = real(self, *args, **kwargs)
+        if torch.is_grad_enabled() and len(list((tmp_path / "small" / "checkpoints").glob("step-*"))) == 2:
+            made.audio.mul_(float("inf"))
+        return made
+
+    monkeypatch.setattr(LTX2Policy, "velocity", spoiled)
+    with pytest.raises(OmniNFTError, match=r"iteration 2, sigma 1: the audio loss is"):
+        train(small_config(model, tmp_path, run__iterations=4))
+    names = sorted(p.name for p in (tmp_path / "small" / "checkpoints").glob("step-*"))
+    assert names == ["step-000001", "step-000002"]
+
+
+def test_a_given_first_frame_is_kept_and_the_rest_learns(model: Path, tmp_path: Path) -> None:
+    from omninft.decode.media import write_png
+
+    frame = np.full((32, 32, 3), 200, dtype=np.uint8)
+    write_png(tmp_path / "first.png", frame)
+    prompts = [
+        {"prompt_v": f"a red ball {i}", "prompt_a": "a low tone", "first_frame_path": "first.png"} for i in range(2)
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(p) for p in prompts))
+    sets = {"train": str(tmp_path / "p.jsonl"), "dev": None, "test": None, "per_iteration": 2, "group_size": 4}
+    result = train(small_config(model, tmp_path / "runs", prompts=sets, run__iterations=1))
+    row = next(r for r in read_metrics(result.folder) if r["kind"] == "iteration")
+    assert row["gradient_norm/video"] > 0
+
+
+def test_division_errors_name_what_would_do(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(OmniNFTError, match=r"8 clips .* micro_batch 3 does not divide; 2 would"):
+        train(small_config(model, tmp_path, objective__micro_batch=3))
