@@ -53,7 +53,8 @@ def test_any_part_of_the_key_changes_the_noise() -> None:
 def test_rows_depend_on_nothing_but_their_key(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     together = keyed_normal(KEYS, shape, 11, 5, "video")
-    assert together.shape == (4, *shape) and together.dtype == torch.float32
+    assert together.shape == (4, *shape)
+    assert together.dtype == torch.float32
     torch.manual_seed(1)
     global_state = torch.get_rng_state()
     alone = torch.cat([keyed_normal([key], shape, 11, 5, "video") for key in KEYS])

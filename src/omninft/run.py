@@ -24,10 +24,11 @@ from omninft.credit.assignment import Credit, assign_credit, surgery_schedules, 
 from omninft.credit.regions import attention_column_sums, collection_steps
 from omninft.credit.surgery import GradientSurgery
 from omninft.decode.clips import decode_clips
+from omninft.decode.first_frame import read_first_frame
 from omninft.display import Display, QuietDisplay
 from omninft.distributed.processes import Processes
 from omninft.evaluation.paired import Measure, PairedTable, compare_paired
-from omninft.evaluation.runner import EvaluationScores, Evaluator, save_scores
+from omninft.evaluate import EvaluationScores, Evaluator, save_scores
 from omninft.export.lora import export_lora
 from omninft.gallery.report import write_report
 from omninft.health import HealthCheck
@@ -75,7 +76,9 @@ class Run(AbstractContextManager["Run"]):
         )
         self.recorder = self._recorder()
         steps = collection_steps(config.sampling.num_steps, config.credit.regions.window)
-        self.rollouts = RolloutSampler(self.policy, config.sampling, self.recorder, steps if self.recorder else ())
+        self.rollouts = RolloutSampler(
+            self.policy, config.sampling, self.recorder, steps if self.recorder else (), read_first_frame
+        )
         self.runner = RewardRunner(self.rewards, config.run.max_missing_share)
         self.surgery = self._surgery()
         self.update = PolicyUpdate(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from omninft.config import GuidanceConfig, ModelConfig, SamplingConfig
 from omninft.decode.clips import decode_clips
+from omninft.decode.first_frame import read_first_frame
 from omninft.decode.media import write_clip
-from omninft.evaluation.runner import SHOWN_SIDE, spread
+from omninft.evaluate import SHOWN_SIDE, spread
 from omninft.export.lora import read_lora
 from omninft.models.policy import LTX2Policy
 from omninft.prompts.sources import WORLD, open_prompts
@@ -51,7 +52,7 @@ def sample_clips(
         video_guidance=GuidanceConfig(text=guidance[0]),
         audio_guidance=GuidanceConfig(text=guidance[1]),
     )
-    sampler = RolloutSampler(policy, sampling)
+    sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
     groups = [PromptGroup(p, tuple(range(count))) for p in chosen]
     total, written, entries = len(groups) * count, [], []
     for batch in batches(groups, sampling.batch_size):

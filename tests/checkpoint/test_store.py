@@ -89,7 +89,8 @@ def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     back = store.load(store.save(0, {}, state, {}), {}).state
     assert [struct.pack(">d", f) for f in back["floats"]] == [struct.pack(">d", f) for f in state["floats"]]
     assert {k: v for k, v in back.items() if k != "floats"} == {k: v for k, v in state.items() if k != "floats"}
-    assert type(back["nested"][""][0]["b"][0]) is bool and type(back["nested"][""][0]["b"][2]) is int
+    assert type(back["nested"][""][0]["b"][0]) is bool
+    assert type(back["nested"][""][0]["b"][2]) is int
     # Standard JSON: other tools can read it.
     text = (tmp_path / "checkpoints" / "step-000000" / "state.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -128,7 +129,8 @@ def test_newest_are_kept_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 def test_no_checkpoints_is_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "new", 1)
-    assert store.latest() is None and store.list_checkpoints() == []
+    assert store.latest() is None
+    assert store.list_checkpoints() == []
     assert not (tmp_path / "new").exists()
 
 
@@ -208,10 +210,12 @@ def test_damage_is_named_and_the_checkpoint_before_is_used(
     assert f"{newest}/{message}" in refused(lambda: store.load(newest, CONFIG))
     assert store.latest() == tmp_path / "checkpoints" / "step-000001"
     (warning,) = store.warnings
-    assert warning.startswith("skipped a checkpoint that is not whole: ") and f"{newest}/{message}" in warning
+    assert warning.startswith("skipped a checkpoint that is not whole: ")
+    assert f"{newest}/{message}" in warning
     assert store.load(tmp_path / "checkpoints" / "step-000001", CONFIG).step == 1
     shutil.rmtree(newest)
-    assert store.latest() is not None and store.warnings == []
+    assert store.latest() is not None
+    assert store.warnings == []
 
 
 def test_file_with_the_name_of_a_checkpoint_is_skipped(tmp_path: Path) -> None:
@@ -292,10 +296,12 @@ def test_full_disk_is_named_and_the_checkpoint_before_stays(
         message = refused(lambda: store.save(step, tensors(9), {}, CONFIG))
     final = tmp_path / "checkpoints" / f"step-{step:06d}"
     assert message.startswith(f"{final}: the disk is full ([Errno 28] No space left on device): 1.0 MiB (10486")
-    assert " needed, " in message and message.endswith(" free; earlier checkpoints are intact")
+    assert " needed, " in message
+    assert message.endswith(" free; earlier checkpoints are intact")
     assert {p: p.read_bytes() for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()} == before
     assert names(tmp_path) == ["step-000001", "step-000002"]
-    assert store.latest() == tmp_path / "checkpoints" / "step-000002" and store.warnings == []
+    assert store.latest() == tmp_path / "checkpoints" / "step-000002"
+    assert store.warnings == []
     store.save(step, tensors(9), {}, CONFIG)
     assert store.load(final, CONFIG).tensors["old"]["a"].tolist() == [9, 9]
 
@@ -309,9 +315,8 @@ def test_write_that_the_system_cuts_off_is_named(tmp_path: Path) -> None:
         message = refused(lambda: store.save(2, {"current": {"a": torch.zeros(10_000)}}, {}, CONFIG))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (
-        message.startswith(f"{tmp_path}/checkpoints/step-000002: cannot be written (") and "File too large" in message
-    )
+    assert message.startswith(f"{tmp_path}/checkpoints/step-000002: cannot be written (")
+    assert "File too large" in message
     assert names(tmp_path) == ["step-000001"]
 
 
@@ -417,7 +422,7 @@ for _ in range(kills):
 
 
 def test_killed_savers_leave_a_whole_checkpoint(tmp_path: Path) -> None:
-    kills = 25
+    kills = 12
     command = [sys.executable, "-c", KILL_LOOP, str(tmp_path), str(kills), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(store_module.__file__).parents[2])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
@@ -425,10 +430,12 @@ def test_killed_savers_leave_a_whole_checkpoint(tmp_path: Path) -> None:
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(reports) == kills
     for report in reports:
-        assert report["values"] == [report["step"]] and report["state"] == report["step"]
+        assert report["values"] == [report["step"]]
+        assert report["state"] == report["step"]
         # What save() returned for is never lost; at most the save under way is there too.
         assert report["acknowledged"] <= report["step"] <= report["acknowledged"] + 1
         assert report["warnings"] == []
+    print("kills with a save under way:", sum(bool(report["left"]) for report in reports))
     # The kills did hit saves under way, or this test shows nothing.
     assert sum(bool(report["left"]) for report in reports) >= 3
     store = CheckpointStore(tmp_path, 2)
@@ -476,7 +483,8 @@ def test_resumed_optimizer_goes_on_bit_for_bit(tmp_path: Path, dtype: torch.dtyp
     assert {name: bits(t) for name, t in again.items()} == {name: bits(t) for name, t in state.items()}
     assert values_again == values
     assert optimizer_b.param_groups[0]["betas"] == (0.8, 0.99)
-    assert again["state.0.step"].dtype == torch.float32 and again["state.0.step"] == 4
+    assert again["state.0.step"].dtype == torch.float32
+    assert again["state.0.step"] == 4
 
     train(second, optimizer_b, range(4, 8))
     for one, two in zip(straight.parameters(), second.parameters(), strict=True):
@@ -504,7 +512,8 @@ def test_fresh_optimizer_has_no_state_and_restores() -> None:
     _, other = model_and_optimizer()
     other.param_groups[1]["lr"] = 1.0
     restore_optimizer(other, state, values)
-    assert other.param_groups[1]["lr"] == 3e-5 and len(other.state) == 0
+    assert other.param_groups[1]["lr"] == 3e-5
+    assert len(other.state) == 0
 
 
 def test_optimizer_of_another_kind_or_shape_is_refused() -> None:

@@ -82,10 +82,13 @@ def test_clip_comes_back(tmp_path: Path, frame_rate: float, sample_rate: int, ch
     clip = make_clip(frame_rate=frame_rate, sample_rate=sample_rate, channels=channels)
     write_clip(tmp_path / "a.mp4", clip)
     back = read_clip(tmp_path / "a.mp4", PROMPT)
-    assert back.video.shape == clip.video.shape and back.video.dtype == np.uint8
+    assert back.video.shape == clip.video.shape
+    assert back.video.dtype == np.uint8
     assert back.frame_rate == frame_rate
-    assert back.waveform.shape == clip.waveform.shape and back.waveform.dtype == np.float32
-    assert back.sample_rate == sample_rate and back.prompt == PROMPT
+    assert back.waveform.shape == clip.waveform.shape
+    assert back.waveform.dtype == np.float32
+    assert back.sample_rate == sample_rate
+    assert back.prompt == PROMPT
     # A wrong matrix (BT.601 for BT.709) is off by 10 and more in places; a frame too late by 9 in blue.
     assert np.abs(back.video.astype(int) - clip.video).mean() < 2.5
     error = np.sqrt(np.mean((back.waveform - clip.waveform) ** 2) / np.mean(clip.waveform**2))
@@ -120,7 +123,8 @@ def test_sample_zero_is_the_time_of_frame_zero(
     waveform[0, 8000] = 0.9  # half a second into the sound
     times = [video_start + n / 20 for n in range(20)]
     back = read_clip(mux(tmp_path / f"a{suffix}", [n * 10 for n in range(20)], times, waveform, sound_start))
-    assert back.video.shape[0] == 20 and back.frame_rate == pytest.approx(20, rel=0.001)
+    assert back.video.shape[0] == 20
+    assert back.frame_rate == pytest.approx(20, rel=0.001)
     assert back.waveform[0].argmax() / 16000 == pytest.approx(0.5 + sound_start - video_start, abs=0.001)
     assert back.waveform.shape[1] == pytest.approx(16000 * (1 + sound_start - video_start), abs=16)
 
@@ -169,13 +173,26 @@ def test_file_starts_with_its_index_and_states_its_colours(tmp_path: Path) -> No
         assert container.streams.audio[0].codec_context.name == "aac"
 
 
+def test_sound_and_video_lie_side_by_side_in_the_file(tmp_path: Path) -> None:
+    # Longer than the 10 s for which the muxer itself waits for the other stream.
+    write_clip(tmp_path / "a.mp4", make_clip(num_frames=120, frame_rate=4.0, size=(16, 16)))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        packets = [(p.pos, p.stream_index) for p in container.demux() if p.size and p.pos is not None]
+    streams = [stream for _, stream in sorted(packets)]
+    # A player that has the first half of the file has the first half of both.
+    first_half = streams[: len(streams) // 2]
+    for stream in (0, 1):
+        assert first_half.count(stream) == pytest.approx(streams.count(stream) / 2, rel=0.25)
+
+
 def test_no_sound_is_refused_unless_allowed(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     silent = replace(make_clip(), waveform=np.zeros((0, 0), np.float32), sample_rate=0)
     write_clip(path, silent)
     assert failure(path) == f"{path}: the file has no sound; expected a video with a sound stream"
     back = read_clip(path, require_audio=False)
-    assert back.waveform.shape == (0, 0) and back.sample_rate == 0
+    assert back.waveform.shape == (0, 0)
+    assert back.sample_rate == 0
     assert back.video.shape == silent.video.shape
     assert back.prompt == Prompt("a", "", "", "")
 
@@ -203,10 +220,17 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path: Path) -> None:
     # Between packets nothing looks broken: only the declared durations tell.
     between = [pos for pos, _ in sorted(packets)][1::6]
     inside = range(100, len(content), len(content) // 15)
+    messages = []
     for end in (*between, *inside, len(content) - 1):
         cut.write_bytes(content[:end])
-        message = failure(cut)
-        assert any(word in message for word in ("truncated", "no frames", "no video stream")), message
+        messages.append(failure(cut))
+        assert any(word in messages[-1] for word in ("truncated", "no frames", "no video stream")), messages[-1]
+    for expected in (
+        "(a packet of stream 0 is incomplete)",
+        "(a packet of stream 1 is incomplete)",
+        "the video ends at",
+    ):
+        assert any(expected in message for message in messages), expected
     cut.write_bytes(content[: content.index(b"mdat") + 4])
     assert failure(cut) == f"{cut}: the video stream has no frames"
 

@@ -101,7 +101,8 @@ def test_content_ids_depend_on_content_alone(tmp_path: Path) -> None:
     # The parts are kept apart: the same characters split elsewhere are another prompt.
     moved = [{"prompt_v": "a b", "prompt_a": "c"}, {"prompt_v": "a", "prompt_a": "b c"}]
     first, second = load_prompts(jsonl(tmp_path, *moved, name="m.jsonl")).prompts
-    assert first.prompt_av == second.prompt_av and first.id != second.id
+    assert first.prompt_av == second.prompt_av
+    assert first.id != second.id
     for name in ("1.png", "2.png"):
         written(tmp_path, name, b"png")
     framed = [{"prompt": "p", "first_frame_path": "1.png"}, {"prompt": "p", "first_frame_path": "2.png"}]

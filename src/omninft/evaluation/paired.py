@@ -379,14 +379,14 @@ def _cells(row: PairedRow) -> tuple[str, ...]:
     difference = (
         f"{row.difference.mean:+.{digits}f} [{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]"
     )
-    arrow = "–" if row.verdict == "no difference" else "↑" if row.difference.mean > 0 else "↓"
+    arrow = "-" if row.verdict == "no difference" else "↑" if row.difference.mean > 0 else "↓"
     return (
         f"{row.measure.name} ({row.measure.hint})",
         JUDGED_ON[row.measure.route],
         f"{row.base.mean:.{digits}f}",
         f"{row.trained.mean:.{digits}f}",
         difference,
-        f"{row.relative_change:+.1%}" if math.isfinite(row.relative_change) else "–",
+        f"{row.relative_change:+.1%}" if math.isfinite(row.relative_change) else "-",
         f"{arrow} {row.verdict}",
     )
 

@@ -26,12 +26,14 @@ _HEALTH: dict[str, tuple[str, str, str]] = {
     ),
     "gradient_norm/": ("Gradient norm", "Per branch, before clipping. Zero means that nothing is learnt.", ""),
     "old_deviation/": (
-        "Distance to the old policy",
-        "Mean difference of the two predictions after the step. Zero means that nothing is learnt.",
+        "Distance from old",
+        "Between the predictions of current and old policy, after the step. Zero means that nothing is learnt.",
         "",
     ),
-    "update_norm/": ("Update norm", "Size of the optimiser step.", ""),
+    "update_norm/": ("Update norm", "How far the parameters moved in the iteration.", ""),
+    "advantage/mean_abs_": ("Advantage", "Mean absolute advantage per branch: the strength of the signal.", ""),
     "loss/": ("Loss", "Its value says little about learning: it need not fall while rewards rise.", ""),
+    "reference/": ("Distance from base", "The term that holds the policy near where it started.", ""),
     "advantage/zero_variance_groups": (
         "Groups without contrast",
         "Prompt groups whose clips all scored alike: nothing to learn from.",
@@ -173,8 +175,8 @@ def _latest(series: Series, unit: str) -> str:
 
 
 def _family(rows: Sequence[Mapping[str, Any]], name: str) -> list[Series]:
-    """Series of a number, or of all numbers of a family ("loss/" -> loss/video and loss/audio)."""
-    if not name.endswith("/"):
+    """Series of a number, or of all of a family that ends in "/" or "_" ("loss/": loss/video and loss/audio)."""
+    if name[-1] not in "/_":
         one = _iteration_series(rows, name, _words(name.rpartition("/")[2]), "accent")
         return [one] if one else []
     members = [key for key in _keys(rows) if key.startswith(name)]
@@ -188,7 +190,7 @@ def _family(rows: Sequence[Mapping[str, Any]], name: str) -> list[Series]:
 
 
 def _starts_with_family(key: str, name: str) -> bool:
-    return name.endswith("/") and key.startswith(name)
+    return name[-1] in "/_" and key.startswith(name)
 
 
 def _iteration_series(rows: Sequence[Mapping[str, Any]], key: str, name: str, tone: Tone) -> Series | None:

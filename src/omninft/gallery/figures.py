@@ -16,13 +16,13 @@ from typing import Literal
 import numpy as np
 
 Tone = Literal["accent", "ink", "faint"]
-MINUS = "\u2212"
+MINUS, ABSENT = "\u2212", "\u2013"
 
 # Line chart: size and margins.
 CHART_WIDTH, CHART_HEIGHT = 360.0, 176.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 24.0
 # Dot plot: width of one row's plot, its height, and what is kept free at both ends for the dot.
-DOT_WIDTH, DOT_HEIGHT, DOT_MARGIN = 240.0, 26.0, 10.0
+DOT_WIDTH, DOT_HEIGHT, DOT_MARGIN = 240.0, 58.0, 10.0
 WAVE_WIDTH, WAVE_HEIGHT = 1000.0, 100.0
 
 
@@ -52,9 +52,9 @@ class Scale:
 
 
 def format_number(value: float | None, digits: int | None = None, signed: bool = False) -> str:
-    """A number for reading: three significant digits or `digits` after the point, a true minus, "–" for missing."""
+    """A number for reading: three significant digits or `digits` after the point, a true minus, a dash for missing."""
     if value is None or not math.isfinite(value):
-        return "–"
+        return ABSENT
     if digits is not None:
         text = f"{value:.{digits}f}"
     elif value != 0 and not 1e-3 <= abs(value) < 1e5:
@@ -134,7 +134,7 @@ def _grid(x_scale: Scale, y_scale: Scale, ticks: Sequence[float], x_label: str) 
         parts.append(f'<line class="grid" x1="{LEFT:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 6:g}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
     low, high = x_scale.domain
-    inside = [t for t in nice_ticks(low, high) if low <= t <= high] if high > low else [low]
+    inside = [t for t in nice_ticks(low, high, count=5) if low <= t <= high] if high > low else [low]
     whole = [t for t in inside if float(t).is_integer()] or inside
     for tick, text in zip(whole, tick_labels(whole), strict=True):
         anchor = "end" if x_scale(tick) > right - 12 and high > low else "middle"
@@ -198,7 +198,8 @@ def _hover(
             text = format_number(y)
             if s.low is not None and s.high is not None and math.isfinite(s.low[i] + s.high[i]):
                 text += f" [{format_number(s.low[i])}, {format_number(s.high[i])}]"
-            values.setdefault(x, []).append((s.name, text + suffix))
+            # With one series the heading of the chart has said what it is.
+            values.setdefault(x, []).append((s.name if len(series) > 1 else "", text + suffix))
     return [(round(x_scale(x), 1), f"{x_label} {x:g}", values[x]) for x in sorted(values)]
 
 
@@ -218,7 +219,8 @@ def dot_plot(mean: float, low: float, high: float, *, domain: tuple[float, float
     if math.isfinite(mean):
         parts.append(f'<circle class="dot {tone}" cx="{scale(mean):.1f}" cy="{middle:g}" r="4.5"/>')
     return (
-        f'<svg class="dotplot" viewBox="0 0 {DOT_WIDTH:g} {DOT_HEIGHT:g}" role="img" aria-label="{escape(label)}">'
+        f'<svg class="dotplot row" viewBox="0 0 {DOT_WIDTH:g} {DOT_HEIGHT:g}" preserveAspectRatio="xMidYMid slice" '
+        f'role="img" aria-label="{escape(label)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -233,6 +235,16 @@ def dot_axis(domain: tuple[float, float]) -> str:
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="1" y2="5"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="17" text-anchor="middle">{text}</text>')
     return f'<svg class="dotplot" viewBox="0 0 {DOT_WIDTH:g} 20" aria-hidden="true">{"".join(parts)}</svg>'
+
+
+def dot_heading(domain: tuple[float, float]) -> str:
+    """Which side of the zero line is better, above a column of dot plots of one domain."""
+    zero = Scale(domain, (DOT_MARGIN, DOT_WIDTH - DOT_MARGIN))(0)
+    return (
+        f'<svg class="dotplot" viewBox="0 0 {DOT_WIDTH:g} 16" role="img" aria-label="left worse, right better">'
+        f'<text x="{zero - 8:.1f}" y="12" text-anchor="end">\u2190 worse</text>'
+        f'<text x="{zero + 8:.1f}" y="12">better \u2192</text></svg>'
+    )
 
 
 def stacked_bar(parts: Mapping[str, float], *, label: str) -> str:

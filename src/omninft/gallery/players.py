@@ -36,6 +36,11 @@ class Take:
     problem: str = ""
 
     @property
+    def ratio(self) -> float:
+        """Width over height."""
+        return self.width / self.height if self.height else 1.0
+
+    @property
     def is_small(self) -> bool:
         return max(self.width, self.height) <= SMALL
 
@@ -62,6 +67,18 @@ class PlayerGroup:
     takes: tuple[Take, ...]
     scores: tuple[ScoreLine, ...]
     gains: dict[str, float]  # measure -> difference, signed so that positive is better where the direction is known
+
+    @property
+    def title(self) -> str:
+        """The joint prompt, unless it is just its two parts, which are shown anyway."""
+        prompt = self.prompt
+        parts = (prompt.prompt_v, prompt.prompt_a)
+        told = (
+            all(parts)
+            and len(prompt.prompt_av) <= sum(map(len, parts)) + 2
+            and all(p in prompt.prompt_av for p in parts)
+        )
+        return "" if told else prompt.prompt_av or prompt.id
 
 
 def player_groups(
@@ -138,22 +155,22 @@ def _scores(
     for name in names:
         values = [r.scores.get(name) if r is not None else None for r in records]
         measure = measures.get(name)
+        digits = _digits([v for v in values if v is not None])
         difference, tone = "", ""
         first, last = values[0], values[-1]
         if len(records) > 1:
-            difference = "–"
+            difference = figures.ABSENT
             if first is not None and last is not None:
-                gain = (last - first) * (-1 if measure is not None and not measure.higher_is_better else 1)
-                gains[name] = gain
-                difference = figures.format_number(last - first, _digits(first, last), signed=True)
-                if measure is not None and gain != 0:
-                    tone = "better" if gain > 0 else "worse"
+                gains[name] = (last - first) * (-1 if measure is not None and not measure.higher_is_better else 1)
+                difference = figures.format_number(last - first, digits, signed=True)
+                if measure is not None and round(gains[name], digits) != 0:
+                    tone = "better" if gains[name] > 0 else "worse"
         lines.append(
             ScoreLine(
                 name=name,
                 hint=measure.hint if measure is not None else "",
-                values=tuple(figures.format_number(v, None if v is None else _digits(v)) for v in values),
-                reasons=tuple("" if r is None else r.reasons.get(name, "") for r in records),
+                values=tuple(figures.format_number(v, digits) for v in values),
+                reasons=tuple("" if r is None or name in r.scores else r.reasons.get(name, "") for r in records),
                 difference=difference,
                 tone=tone,
             )
@@ -161,7 +178,7 @@ def _scores(
     return lines, gains
 
 
-def _digits(*values: float) -> int:
-    """Digits after the point that show a clip's score without noise: two for scores around 1, none for hundreds."""
-    largest = max(abs(v) for v in values)
+def _digits(values: Sequence[float]) -> int:
+    """Digits after the point that show clips' scores without noise: two for scores around 1, none for hundreds."""
+    largest = max((abs(v) for v in values), default=0.0)
     return 0 if largest >= 100 else 1 if largest >= 10 else 2

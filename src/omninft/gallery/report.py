@@ -6,7 +6,9 @@ with `samples/`.
 
 from __future__ import annotations
 
+import math
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -92,6 +94,7 @@ def render_report(run: RunFolder) -> str:
             sentence=headline(run),
             facts=facts(run),
             tables=final_tables(run.table),
+            table_heading=_plot_heading(run.table),
             table_axis=_axis(run.table),
             table_caption=run.table.caption if run.table is not None else "",
             chance=_by_chance(run.table),
@@ -110,7 +113,7 @@ def render_report(run: RunFolder) -> str:
             problems=run.problems,
             config_text=run.config_text,
             settings_text=_settings(run.table),
-            commands=commands(run),
+            commands=commands(run, groups[0].prompt.prompt_av if groups else ""),
             css=_asset("report.css"),
             scripts=[_asset("players.js"), _asset("report.js")],
         )
@@ -234,9 +237,16 @@ def _percent(share: float) -> str:
 
 def _domain(table: PairedTable) -> tuple[float, float]:
     """One scale for the dot plots of all rows, with zero inside."""
-    ends = [v for r in table.rows for e in [r.standardised] for v in (e.mean, e.low, e.high) if v == v]
-    ticks = figures.nice_ticks(min([0.0, *ends]), max([0.0, *ends]), count=5)
-    return ticks[0], ticks[-1]
+    effects = [row.standardised for row in table.rows]
+    ends = [v for e in effects for v in (e.mean, e.low, e.high) if math.isfinite(v)]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    # Both sides of zero keep room enough to be named.
+    room = 0.3 * (high - low) or 1.0
+    return min(low, -room), max(high, room)
+
+
+def _plot_heading(table: PairedTable | None) -> Markup:
+    return Markup("") if table is None or not table.rows else Markup(figures.dot_heading(_domain(table)))
 
 
 def _axis(table: PairedTable | None) -> Markup:
@@ -277,28 +287,27 @@ def _dev_span(run: RunFolder) -> tuple[int, int]:
     return (rows[0]["iteration"], rows[-1]["iteration"]) if rows else (0, 0)
 
 
-def commands(run: RunFolder) -> list[Command]:
-    """How to go on with the run, to make clips with it and to load what it trained."""
+def commands(run: RunFolder, prompt: str) -> list[Command]:
+    """How to go on with the run, to make clips of `prompt` with it and to load what it trained."""
     folder = "/".join(run.path.absolute().parts[-2:])
-    model = run.setting("model.path", "MODEL")
-    loras = [p for p in run.exports if "diffusers" in p] or list(run.exports)
-    found = [Command("Go on from the last checkpoint", f"omninft train --resume {folder}")]
-    found.append(
-        Command("Make clips", f'omninft sample --run {folder} "a red ball bounces twice, a low tone rings twice"')
-    )
-    if not loras:
-        found.append(Command("Write the LoRA in the formats of other tools", f"omninft export {folder}"))
-        loras = ["pytorch_lora_weights.safetensors"]
-    lora = Path("export") / loras[0]
-    found.append(
+    model = str(run.setting("model.path", "MODEL"))
+    file = Path("export") / (run.exports[0] if run.exports else "pytorch_lora_weights.safetensors")
+    lora = shlex.quote(f"{folder}/{file.parent.as_posix()}")
+    source, opening = f'"{model}"', "from diffusers import LTX2Pipeline\n"
+    if model == "tiny":
+        source, opening = f'model_path("{model}")', f"{opening}from omninft.models.loading import model_path\n"
+    return [
+        Command("Go on from the last checkpoint", f"omninft train --resume {shlex.quote(folder)}"),
+        Command(
+            "Make clips" if run.exports else "Make clips, once the run has written its LoRA",
+            f"omninft sample {shlex.quote(prompt or 'PROMPT')} --model {shlex.quote(model)} --lora {lora}",
+        ),
         Command(
             "Load the LoRA in diffusers",
-            "from diffusers import LTX2Pipeline\n"
-            f'pipe = LTX2Pipeline.from_pretrained("{model}")\n'
-            f'pipe.load_lora_weights("{folder}/{lora.parent.as_posix()}", weight_name="{lora.name}")',
-        )
-    )
-    return found
+            f"{opening}pipe = LTX2Pipeline.from_pretrained({source})\n"
+            f'pipe.load_lora_weights("{folder}/{file.parent.as_posix()}", weight_name="{file.name}")',
+        ),
+    ]
 
 
 def _settings(table: PairedTable | None) -> str:

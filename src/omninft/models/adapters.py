@@ -7,6 +7,7 @@ state. PEFT's own switches are avoided on purpose: `set_adapter("old")` makes *o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -43,15 +44,19 @@ class AdapterSet:
         # The draw of A is keyed by the run's seed and leaves torch's own generator as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            transformer.add_adapter(peft, adapter_name="current")  # type: ignore[operator]
-            transformer.add_adapter(peft, adapter_name="old")  # type: ignore[operator]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+                for name in ("current", "old"):
+                    transformer.add_adapter(peft, adapter_name=name)  # type: ignore[operator]
         self.layers: list[LoraLinear] = [m for m in transformer.modules() if isinstance(m, LoraLinear)]
         if not self.layers:
             raise OmniNFTError(f"no module matches the LoRA targets {list(config.targets or DEFAULT_TARGETS)}")
         for layer in self.layers:
             for part in (layer.lora_A, layer.lora_B):
                 part.float()
-            layer.forward = _AdapterLinear(layer)  # type: ignore[method-assign]
+        self._forwards = [_AdapterLinear(layer) for layer in self.layers]
+        for layer, forward in zip(self.layers, self._forwards, strict=True):
+            layer.forward = forward  # type: ignore[method-assign]
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(".current." in name)
         self.copy("current", "old")
@@ -116,12 +121,12 @@ class AdapterSet:
 
     def _set(self, name: AdapterName) -> None:
         self._active = name
-        for layer in self.layers:
-            layer.forward.active = name  # type: ignore[attr-defined]
+        for forward in self._forwards:
+            forward.active = name
 
     def _forget_merged(self) -> None:
-        for layer in self.layers:
-            layer.forward.merged_old = None  # type: ignore[attr-defined]
+        for forward in self._forwards:
+            forward.merged_old = None
 
 
 class _AdapterLinear:

@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from omninft.decode.first_frame import read_first_frame
 from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.noise import keyed_normal
-from omninft.types import Conditioning, Geometry, Latents, PromptGroup, Rollout, TextContext
+from omninft.types import Conditioning, Geometry, Latents, OmniNFTError, PromptGroup, Rollout, TextContext
+
+
+ReadFrame = Callable[[str, int, int], Tensor]
 
 
 class Recorder(Protocol):
@@ -36,7 +38,7 @@ class RolloutSampler:
         policy: see `omninft.models.policy.LTX2Policy`.
         sampling: steps, guidance and sizes.
         recorder: records V2A attention during `record_steps`, in conditional passes only; None records nothing.
-        read_frame: (path, height, width) -> uint8 [H, W, 3] of a given first frame.
+        read_frame: (path, height, width) -> uint8 [H, W, 3]; needed where prompts give a first frame.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class RolloutSampler:
         sampling: SamplingConfig,
         recorder: Recorder | None = None,
         record_steps: Iterable[int] = (),
-        read_frame: Callable[[str, int, int], Tensor] = read_first_frame,
+        read_frame: ReadFrame | None = None,
     ) -> None:
         policy.check_sampling(sampling)
         self.policy, self.sampling = policy, sampling
@@ -84,6 +86,8 @@ class RolloutSampler:
     def _conditioning(self, paths: list[str | None]) -> Conditioning | None:
         if not any(paths):
             return None
+        if self.read_frame is None:
+            raise OmniNFTError("a prompt gives a first frame, but this sampler was made without a reader for it")
         g = self.geometry
         # Clips without a first frame go along with an empty mask.
         blank = torch.zeros(g.height, g.width, 3, dtype=torch.uint8)

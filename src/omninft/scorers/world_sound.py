@@ -26,6 +26,7 @@ _HOP = 160  # samples
 _STEP = 16  # samples, 1 ms: grid of onset candidates
 _PAD = 960  # samples of silence around the sound, so that onsets at its ends have both sides
 _SLACK = 1600  # samples by which a clip's sound may be longer or shorter than the world's
+_LOUDNESS = 0.35  # exponent of power in loudness, about
 _NEAREST = 80  # ms between two onsets
 _ATTACK_DELAY = 2 / 3 * bounce.ATTACK  # s by which the energy of a linear attack comes late
 _SILENCE, _LOUD = -50.0, -30.0  # dBFS between which a sound comes to count
@@ -108,23 +109,28 @@ def _mono(clip: Clip) -> np.ndarray:
 
 
 def _measure(clip: Clip) -> SoundFacts:
-    wave = _mono(clip)
+    raw = _mono(clip)
+    wave = _without_offset(raw)
     spectrum = _power(wave).sum(0)
-    times, strengths, level = _onsets(wave)
-    heard = float(_smoothstep((level - _SILENCE) / (_LOUD - _SILENCE)))
     shares = _mixture(spectrum)
     dominant = int(np.argmax(shares))
-    sources = dict(zip(SOURCES, (shares * heard).tolist(), strict=True))
-    total = float(spectrum.sum())
+    times, strengths, level = _onsets(wave, SOURCES[dominant])
+    heard = float(_smoothstep((level - _SILENCE) / (_LOUD - _SILENCE)))
     return SoundFacts(
-        sources=sources,
+        sources=dict(zip(SOURCES, (shares * heard).tolist(), strict=True)),
         onset_times=times,
         onset_strengths=strengths,
         level=level,
-        purity=float(spectrum[_lines()[dominant]].sum()) / total * heard if total > 0 else 0.0,
+        purity=float(spectrum[_lines()[dominant]].sum() / max(float(spectrum.sum()), 1e-12)) * heard,
         noise_floor=_noise_floor(wave, SOURCES[dominant][0], times, strengths),
-        clipping=float((np.abs(wave) >= _CLIPPED).mean()),
+        clipping=float((np.abs(raw) >= _CLIPPED).mean()),
     )
+
+
+def _without_offset(wave: np.ndarray) -> np.ndarray:
+    """The wave less its mean over 10 ms: every line of the world passes whole, what nobody hears does not."""
+    total = np.concatenate([[0.0], np.cumsum(np.pad(wave, _HOP // 2), dtype=np.float64)])
+    return np.asarray(wave - (total[_HOP:] - total[:-_HOP])[: len(wave)] / _HOP, dtype=np.float32)
 
 
 def _smoothstep(x: float | np.ndarray) -> np.ndarray:
@@ -167,14 +173,18 @@ def _lines() -> np.ndarray:
 def _mixture(spectrum: np.ndarray) -> np.ndarray:
     """Shares of the six sources in a power spectrum, [6]; add up to less than 1 as noise outweighs them."""
     total = float(spectrum.sum())
-    if total <= 0:
+    if total <= 1e-12:
         return np.zeros(len(SOURCES))
-    weights = nnls(_spectra().T.astype(np.float64), spectrum.astype(np.float64) / total)[0]
-    sounding = weights[:-1]
-    return np.asarray(sounding / (sounding.sum() + 0.02 * weights[-1] + 1e-6))
+    # Loudness, not power, is mixed: a vocoder that dims some lines still lets the pattern of lines decide.
+    patterns = _spectra() ** _LOUDNESS
+    patterns /= np.linalg.norm(patterns, axis=1, keepdims=True)
+    weights = nnls(patterns.T.astype(np.float64), (spectrum / total).astype(np.float64) ** _LOUDNESS)[0]
+    sounding, noise = weights[:-1], weights[-1]
+    clear = sounding.sum() / (sounding.sum() + 0.02 * noise + 1e-9)
+    return np.asarray(clear * sounding**2 / max(float(np.square(sounding).sum()), 1e-12))
 
 
-def _onsets(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+def _onsets(wave: np.ndarray, source: tuple[str, str]) -> tuple[np.ndarray, np.ndarray, float]:
     """Times (s) and strengths of onsets, and the amplitude of the strongest in dBFS."""
     energy = np.concatenate([[0.0], np.cumsum(np.square(np.pad(wave, _PAD), dtype=np.float64))])
     grid = np.arange(_PAD - 2 * _STEP, _PAD + len(wave), _STEP)  # the sound starts at _PAD
@@ -191,24 +201,37 @@ def _onsets(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     peaks = find_peaks(novelty, height=0.1 * strongest, distance=_NEAREST)[0]
     strengths = _smoothstep((novelty[peaks] / strongest - 0.1) / 0.6)
     strengths = strengths * _smoothstep((level - _SILENCE) / (_LOUD - _SILENCE))
-    times = _kinks(energy, grid[peaks])
     kept = strengths > 0.01
-    order = np.argsort(times[kept])
-    return times[kept][order], strengths[kept][order], level
+    times = _kinks(energy, _clock(source), grid[peaks[kept]])
+    order = np.argsort(times)
+    return times[order], strengths[kept][order], level
 
 
-def _kinks(energy: np.ndarray, near: np.ndarray) -> np.ndarray:
+@cache
+def _clock(source: tuple[str, str]) -> np.ndarray:
+    """Energy of a steady source up to each sample, [N + 2 pads + 1], in samples: a buzz gives its own in pulses.
+
+    Part of it is plain time, so that it never stands still.
+    """
+    power = np.square(bounce.carrier(*source))
+    power = 0.85 * power / power.mean() + 0.15
+    power = np.concatenate([power[-_PAD:], power, power[:_PAD]])  # periodic: N is a whole number of periods
+    return np.concatenate([[0.0], np.cumsum(power)])
+
+
+def _kinks(energy: np.ndarray, clock: np.ndarray, near: np.ndarray) -> np.ndarray:
     """Seconds at which the cumulative energy bends, near the given samples.
 
-    Power p0 before and p1 after a step at t0 give C(b) - C(a) = p0 (t0 - a) + p1 (b - t0), solved for t0.
+    Power p0 before and p1 after a step at t0 give C(b) - C(a) = p0 (t0 - a) + p1 (b - t0), solved for t0 in the
+    source's own time.
     """
     first, last = near - 3 * _HOP // 2, near + 3 * _HOP // 2
-    p0 = (energy[first] - energy[first - 2 * _HOP]) / (2 * _HOP)
-    p1 = (energy[last] - energy[last - _HOP]) / _HOP
+    p0 = (energy[first] - energy[first - 2 * _HOP]) / (clock[first] - clock[first - 2 * _HOP])
+    p1 = (energy[last] - energy[last - _HOP]) / (clock[last] - clock[last - _HOP])
     gained = energy[last] - energy[first]
-    at = (p1 * last - p0 * first - gained) / np.maximum(p1 - p0, 1e-12)
-    at = np.clip(at, first, last)
-    return np.asarray((at - _PAD) / bounce.SAMPLE_RATE - _ATTACK_DELAY)
+    at = (p1 * clock[last] - p0 * clock[first] - gained) / np.maximum(p1 - p0, 1e-12)
+    samples = np.interp(np.clip(at, clock[first], clock[last]), clock, np.arange(len(clock)))
+    return np.asarray((samples - _PAD) / bounce.SAMPLE_RATE - _ATTACK_DELAY)
 
 
 def _noise_floor(wave: np.ndarray, kind: str, times: np.ndarray, strengths: np.ndarray) -> float:

@@ -11,7 +11,7 @@
 
     const say = () => {
       const [, heading, values] = points[index];
-      readout.textContent = `${heading}: ${values.map(([name, value]) => `${name} ${value}`).join(", ")}`;
+      readout.textContent = `${heading}: ${values.map(([name, value]) => `${name} ${value}`.trim()).join(", ")}`;
     };
     const show = (next) => {
       index = Math.max(0, Math.min(points.length - 1, next));

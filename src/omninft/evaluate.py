@@ -12,6 +12,7 @@ import numpy as np
 
 from omninft.config import EvaluationConfig
 from omninft.decode.clips import decode_clips
+from omninft.decode.first_frame import read_first_frame
 from omninft.decode.media import write_clip
 from omninft.rollout.sampler import RolloutSampler, batches
 from omninft.types import Clip, Prompt, PromptGroup, ScoreTable
@@ -75,7 +76,7 @@ class Evaluator:
         score: Callable[[list[Clip]], ScoreTable],
         processes: Any,
     ) -> None:
-        self.sampler = RolloutSampler(policy, config.sampling)
+        self.sampler = RolloutSampler(policy, config.sampling, read_frame=read_first_frame)
         self.policy, self.config, self.score, self.processes = policy, config, score, processes
         self.groups = evaluation_groups(prompts, num_clips)
         self.purpose = purpose  # stands in the iteration's place of the noise key: dev and test never share noise

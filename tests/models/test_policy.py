@@ -1,0 +1,154 @@
+"""The policy against the diffusers pipeline itself, on random models and under guidance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LTX2Pipeline
+
+from omninft.config import GuidanceConfig, LoraConfig, ModelConfig, SamplingConfig
+from omninft.models.loading import ClipDefaults
+from omninft.models.policy import LTX2Policy
+from omninft.rollout.sampler import RolloutSampler
+from omninft.types import Conditioning, Latents, OmniNFTError, Prompt, PromptGroup
+from tests.random_models import random_pipeline
+
+SMALL = ClipDefaults(9, 32, 32, 12.0)
+PROMPTS = ("a red ball bounces once a low tone rings once", "a blue lamp flashes twice")
+
+
+def make_policy(version: str = "ltx-2", **lora: float) -> LTX2Policy:
+    config = ModelConfig(lora=LoraConfig(rank=2, alpha=4))
+    return LTX2Policy(random_pipeline(version), config, clip_defaults=SMALL)
+
+
+def groups() -> tuple[PromptGroup, ...]:
+    return tuple(PromptGroup(Prompt(str(i), p, p, p), (0,)) for i, p in enumerate(PROMPTS))
+
+
+def through_pipeline(pipe: LTX2Pipeline, noise: Latents, sampling: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Frames in 0..255 and waveforms from `LTX2Pipeline.__call__` on the same noise."""
+    video, audio = sampling.video_guidance, sampling.audio_guidance
+    # The pipeline normalises given audio latents, so they go in as if they were not.
+    audio_noise = noise.audio * pipe.audio_vae.latents_std + pipe.audio_vae.latents_mean
+    frames, waveform = pipe(
+        prompt=list(PROMPTS),
+        height=32,
+        width=32,
+        num_frames=9,
+        frame_rate=12.0,
+        num_inference_steps=sampling.num_steps,
+        guidance_scale=video.text,
+        stg_scale=video.stg,
+        modality_scale=video.modality,
+        guidance_rescale=video.rescale,
+        audio_guidance_scale=audio.text,
+        audio_stg_scale=audio.stg,
+        audio_modality_scale=audio.modality,
+        audio_guidance_rescale=audio.rescale,
+        spatio_temporal_guidance_blocks=list(sampling.stg_blocks) or None,
+        latents=noise.video.clone(),
+        audio_latents=audio_noise,
+        max_sequence_length=pipe.tokenizer_max_length,
+        output_type="np",
+        return_dict=False,
+    )
+    return frames * 255, waveform.numpy()
+
+
+PLAIN = SamplingConfig(num_steps=3)
+GUIDED = SamplingConfig(
+    num_steps=3,
+    video_guidance=GuidanceConfig(text=2.0, stg=0.7, modality=1.5, rescale=0.6),
+    audio_guidance=GuidanceConfig(text=3.0, stg=0.4, modality=1.2, rescale=0.3),
+    stg_blocks=(1,),
+)
+
+
+@pytest.mark.parametrize("version", ["ltx-2", "ltx-2.3", "ltx-2.5"])
+@pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided"])
+def test_samples_what_the_pipeline_samples(version: str, sampling: SamplingConfig) -> None:
+    policy = make_policy(version)
+    sampler = RolloutSampler(policy, sampling)
+    rollout = sampler.sample(groups(), seed=3, iteration=5, adapter="reference")
+    noise = sampler.initial_noise(rollout.clip_keys, 3, 5)
+    frames, waveform = policy.decode(rollout.latents, sampler.geometry)
+    expected_frames, expected_waveform = through_pipeline(policy.pipeline, noise, sampling)
+    # uint8 rounds by half a level; the rest is float noise.
+    assert np.abs(frames - expected_frames).max() < 0.51
+    assert np.abs(waveform - expected_waveform).max() < 1e-4
+    assert frames.std() > 1
+
+
+def test_guidance_changes_the_clips() -> None:
+    policy = make_policy()
+    plain = RolloutSampler(policy, PLAIN).sample(groups(), 3, 5, "reference")
+    guided = RolloutSampler(policy, GUIDED).sample(groups(), 3, 5, "reference")
+    assert (plain.latents.video - guided.latents.video).abs().max() > 0.01
+    assert (plain.latents.audio - guided.latents.audio).abs().max() > 0.01
+
+
+def test_the_batch_a_clip_is_sampled_in_does_not_matter() -> None:
+    policy = make_policy()
+    sampler = RolloutSampler(policy, PLAIN)
+    both = sampler.sample(groups(), 0, 0, "reference")
+    alone = sampler.sample(groups()[1:], 0, 0, "reference")
+    torch.testing.assert_close(both.latents.video[1:], alone.latents.video, atol=1e-5, rtol=1e-5)
+
+
+def test_a_given_first_frame_keeps_sigma_0() -> None:
+    policy = make_policy()
+    sampler = RolloutSampler(policy, PLAIN)
+    g = sampler.geometry
+    frame = torch.full((2, 32, 32, 3), 180, dtype=torch.uint8)
+    given = policy.encode_first_frame(frame, g)
+    assert given.mask.sum(1).tolist() == [16, 16]  # 4 x 4 tokens of latent frame 0
+    assert given.mask[:, :16].all()
+    noise = sampler.initial_noise([("a", 0), ("b", 0)], 0, 0)
+    context = policy.encode(PROMPTS)
+    sigma = torch.full((2,), 0.9)
+    velocity = policy.velocity(noise, sigma, context, g, "reference", given)
+    # What stands at the given places of the noisy input is not read: the clean tokens are.
+    other = noise.video.clone()
+    other[given.mask] = 7.0
+    again = policy.velocity(Latents(other, noise.audio), sigma, context, g, "reference", given)
+    assert torch.equal(velocity.video, again.video)
+    # Nor is the answer that of a model which is told one sigma for all.
+    mixed = torch.where(given.mask[..., None], given.video, noise.video)
+    plain = policy.velocity(Latents(mixed, noise.audio), sigma, context, g, "reference")
+    assert (velocity.video - plain.video).abs().max() > 1e-4
+    nothing = Conditioning(given.video, torch.zeros_like(given.mask))
+    unconditioned = policy.velocity(noise, sigma, context, g, "reference", nothing)
+    torch.testing.assert_close(
+        unconditioned.video, policy.velocity(noise, sigma, context, g, "reference").video, atol=1e-5, rtol=1e-4
+    )
+
+
+class TestGeometry:
+    def test_sizes(self) -> None:
+        g = make_policy().geometry(SamplingConfig())
+        assert (g.latent_frames, g.latent_height, g.latent_width, g.video_tokens) == (3, 4, 4, 48)
+        assert g.audio_tokens == round(9 / 12 * 25)
+        assert g.sample_rate == 16_000
+
+    def test_frames_the_autoencoder_cannot_take(self) -> None:
+        with pytest.raises(OmniNFTError, match=r"num_frames: found 12, expected 4k \+ 1 frames, e.g. 9 or 13"):
+            make_policy().geometry(SamplingConfig(num_frames=12))
+
+    def test_height_the_pipeline_cannot_take(self) -> None:
+        with pytest.raises(OmniNFTError, match=r"sampling\.height: found 48 pixels, expected a multiple of 32"):
+            make_policy().geometry(SamplingConfig(height=48))
+
+    def test_guidance_blocks_that_do_not_exist(self) -> None:
+        sampling = SamplingConfig(video_guidance=GuidanceConfig(stg=1.0), stg_blocks=(2,))
+        with pytest.raises(OmniNFTError, match="expected blocks 0 to 1"):
+            make_policy().check_sampling(sampling)
+
+
+def test_the_same_prompt_has_the_same_context_in_any_company() -> None:
+    one, two = make_policy(), make_policy()
+    alone = one.encode(PROMPTS[1:])
+    together = two.encode(PROMPTS)
+    assert torch.equal(alone.video[0], together.video[1])
+    assert torch.equal(alone.audio[0], together.audio[1])
