@@ -58,6 +58,8 @@ def small_config(model: Path, runs: Path, **changes: Any) -> Config:
         ],
         "objective": {"sigmas": {"choice": "spread", "count": 2}, "step_per": "sigma", "micro_batch": 4},
         "optimiser": {"learning_rate": 1e-3},
+        # A warm-up that is a share of the run would differ between a run of 4 and one of 8.
+        "credit": {"regions": {"warmup": 3.0}},
         "evaluation": {"every": 0, "test_clips": 0},
         "run": {"iterations": 2, "folder": str(runs), "checkpoint_every": 1, "loggers": [], "threads": 1},
     }

@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(soft_wrap=not sys.stdout.isatty())
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 Overrides = Annotated[
     list[str] | None,
@@ -214,15 +214,17 @@ def report(
 @app.command()
 def rewards() -> None:
     """List the registered rewards: components, routes, ranges, inputs, licence."""
-    from omninft.rewards.registry import list_rewards
+    from omninft.config import RewardConfig
+    from omninft.rewards.registry import build_reward, reward_names
 
     table = Table("reward", "component", "route", "range", "better", "judges", box=None)
-    for reward in list_rewards():
+    for reward in (build_reward(RewardConfig(name=name)) for name in reward_names()):
         for i, c in enumerate(reward.components):
             low, high = c.range
             better = "higher" if c.higher_is_better else "lower"
             table.add_row(reward.name if i == 0 else "", c.name, c.route, f"{low:g} .. {high:g}", better, c.description)
-        table.add_row("", f"[dim]inputs {', '.join(reward.inputs)}; {reward.model}; {reward.licence}[/dim]")
+        judge = reward.model or "no learned model"
+        table.add_row("", f"[dim]reads {', '.join(reward.inputs)}; {judge}; {reward.licence}[/dim]")
     console.print(table)
 
 

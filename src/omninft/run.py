@@ -39,7 +39,7 @@ from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, traini
 from omninft.prompts.prompt_set import PromptSet, require_disjoint
 from omninft.prompts.sampler import GroupSampler
 from omninft.prompts.sources import open_prompts
-from omninft.rewards.registry import Reward, build_reward
+from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.rollout.sampler import RolloutSampler, batches
 from omninft.types import (
@@ -287,7 +287,7 @@ class Run(AbstractContextManager["Run"]):
     def measures(self) -> list[Measure]:
         """What an evaluation measures, in the order of its columns."""
         return [
-            Measure(c.name, group, c.route, c.higher_is_better, c.unit)
+            Measure(c.name, group, c.route, c.higher_is_better, "" if c.unit == "1" else c.unit)
             for group, rewards in (("trained", self.rewards), ("held_out", self.held_out))
             for reward in rewards
             for c in reward.components
@@ -371,7 +371,7 @@ def open_all_prompts(config: Config) -> dict[str, PromptSet]:
     return sets
 
 
-def build_rewards(config: Config) -> tuple[list[Reward], list[Reward]]:
+def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedReward]]:
     """Trained and held-out rewards; no component may be in both."""
     trained = [build_reward(r) for r in config.rewards]
     held_out = [build_reward(r) for r in config.held_out]

@@ -422,10 +422,10 @@ for _ in range(kills):
 
 
 def test_killed_savers_leave_a_whole_checkpoint(tmp_path: Path) -> None:
-    kills = 12
+    kills = 8
     command = [sys.executable, "-c", KILL_LOOP, str(tmp_path), str(kills), "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(store_module.__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(reports) == kills
@@ -435,7 +435,6 @@ def test_killed_savers_leave_a_whole_checkpoint(tmp_path: Path) -> None:
         # What save() returned for is never lost; at most the save under way is there too.
         assert report["acknowledged"] <= report["step"] <= report["acknowledged"] + 1
         assert report["warnings"] == []
-    print("kills with a save under way:", sum(bool(report["left"]) for report in reports))
     # The kills did hit saves under way, or this test shows nothing.
     assert sum(bool(report["left"]) for report in reports) >= 3
     store = CheckpointStore(tmp_path, 2)

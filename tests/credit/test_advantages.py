@@ -60,7 +60,9 @@ def test_group_advantages_match_the_definition(std):
     got = group_advantages(torch.tensor(values, dtype=torch.float64), torch.tensor(groups), std)
     assert got.dtype == torch.float64
     np.testing.assert_allclose(got.numpy(), expected_advantages(values, groups, std), rtol=1e-12, atol=0)
-    assert got[7] == 0 and got[2] == 0 and got[8] == 0
+    assert got[7] == 0
+    assert got[2] == 0
+    assert got[8] == 0
 
 
 def test_the_better_clip_gets_the_positive_advantage_and_ddof_is_zero():
@@ -139,7 +141,8 @@ def test_omninft_routes_each_reward_to_the_branches_it_judges(std):
     np.testing.assert_allclose(got.video.numpy(), part["look"] + part["sync"], rtol=1e-6)
     np.testing.assert_allclose(got.audio.numpy(), part["sound"] + part["sync"], rtol=1e-6)
     assert got.video.dtype == torch.float32
-    assert got.video_valid.all() and got.audio_valid.all()
+    assert got.video_valid.all()
+    assert got.audio_valid.all()
 
 
 @pytest.mark.parametrize("std", ["global", "group"])
@@ -166,9 +169,11 @@ def test_a_clip_with_no_valid_score_for_a_branch_is_masked_there_only():
     omninft = route_advantages(table_of(columns), groups, "omninft")
     assert omninft.video_valid.tolist() == [True, True, False]
     assert omninft.audio_valid.tolist() == [False, True, True]
-    assert omninft.video[2] == 0 and omninft.audio[0] == 0
+    assert omninft.video[2] == 0
+    assert omninft.audio[0] == 0
     gdpo = route_advantages(table_of(columns), groups, "gdpo")
-    assert gdpo.video_valid.all() and gdpo.audio_valid.all()
+    assert gdpo.video_valid.all()
+    assert gdpo.audio_valid.all()
 
 
 @pytest.mark.parametrize("method", ["omninft", "gdpo", "global"])
@@ -179,7 +184,8 @@ def test_a_branch_that_no_reward_judges_is_masked(method):
     assert got.audio_valid.tolist() == ([False, False] if method == "omninft" else [True, True])
     watched = {"look": ("video", 0.0, [1.0, 2.0])}
     none = route_advantages(table_of(watched), torch.zeros(2).long(), method)
-    assert not none.video_valid.any() and not none.audio_valid.any()
+    assert not none.video_valid.any()
+    assert not none.audio_valid.any()
 
 
 @pytest.mark.parametrize("method", ["omninft", "gdpo", "global"])
@@ -188,7 +194,8 @@ def test_a_reward_of_weight_zero_neither_judges_nor_costs_clips(method):
     groups = torch.zeros(3).long()
     got = route_advantages(table_of(columns), groups, method)
     alone = route_advantages(table_of({"look": columns["look"]}), groups, method)
-    assert torch.equal(got.video, alone.video) and torch.equal(got.video_valid, alone.video_valid)
+    assert torch.equal(got.video, alone.video)
+    assert torch.equal(got.video_valid, alone.video_valid)
 
 
 def test_a_routed_advantage_that_sums_to_exactly_zero_is_kept():

@@ -130,7 +130,8 @@ def test_region_weights_properties(values, mask, method, scale, strength):
     peak = 1 + scale * (strength if method == "minmax" else strength - 1)
     assert torch.isfinite(got).all()
     assert (got[given_tokens] == 0).all()
-    assert (got[~given_tokens] >= 1).all() and (got[~given_tokens] <= peak * (1 + 1e-6)).all()
+    assert (got[~given_tokens] >= 1).all()
+    assert (got[~given_tokens] <= peak * (1 + 1e-6)).all()
     # Column sums averaged or added up over steps and blocks, the weights are the same.
     doubled = region_weights(2 * scores, 3, method, strength=strength, scale=scale, given=given_tokens)
     np.testing.assert_allclose(doubled.numpy(), got.numpy(), rtol=1e-5)

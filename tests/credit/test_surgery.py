@@ -201,7 +201,8 @@ def test_forward_values_stay_bit_equal(target):
     plain = losses(model)
     with GradientSurgery(model.transformer_blocks, [0.0, 0.1], [0.3, 0.7], target):
         cut = losses(model)
-    assert torch.equal(plain[0], cut[0]) and torch.equal(plain[1], cut[1])
+    assert torch.equal(plain[0], cut[0])
+    assert torch.equal(plain[1], cut[1])
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -231,7 +232,8 @@ def test_zero_everywhere_keeps_the_video_loss_out_of_the_audio_stream(target):
     full = gradients_of(model, "video")
     cut = gradients_of(model, "video", GradientSurgery(model.transformer_blocks, [0.0, 0.0], target=target))
     reached = [n for n in of_audio if full[n].abs().max() > 0]
-    assert {n for n in reached if n.startswith("audio_proj_in")} and any("0.video_to_audio_attn" in n for n in reached)
+    assert {n for n in reached if n.startswith("audio_proj_in")}
+    assert any("0.video_to_audio_attn" in n for n in reached)
     assert all((cut[n] == 0).all() for n in of_audio)
     assert all((cut[n] != 0).any() for n in full if n not in of_audio and "attn1.to_v.weight" in n)
 
@@ -352,7 +354,8 @@ def test_two_backwards_of_one_forward_cut_the_video_loss_only(checkpointing, tar
     assert same(gradients(model), cut_video)
     audio.backward()
     got = gradients(model)
-    assert same(got, full_audio) and not same(got, cut_audio)
+    assert same(got, full_audio)
+    assert not same(got, cut_audio)
 
 
 def test_disabled_under_no_grad_and_closed():
@@ -364,7 +367,8 @@ def test_disabled_under_no_grad_and_closed():
     with surgery, torch.no_grad():
         video, _ = losses(model)
     assert not video.requires_grad
-    assert not surgery.active and surgery.fired == set()
+    assert not surgery.active
+    assert surgery.fired == set()
     assert not same(gradients_of(model, "both", surgery), full)
     surgery.close()
     assert surgery.bound == 0
@@ -376,7 +380,9 @@ def test_disabled_under_no_grad_and_closed():
 def test_bound_and_fired_tell_a_silent_surgery():
     model = tiny_model(3)
     surgery = GradientSurgery(model.transformer_blocks, [0.0, 1.0, 0.3])
-    assert surgery.bound == 2 and surgery.fired == set() and surgery.counts == {0: 0, 2: 0}
+    assert surgery.bound == 2
+    assert surgery.fired == set()
+    assert surgery.counts == {0: 0, 2: 0}
     with surgery:
         video, _ = losses(model)
     video.backward()  # enabled in the forward alone: nothing was scaled
@@ -446,7 +452,8 @@ def test_under_compile(target):
     # Switched on, off and on again: `active` is not frozen into the compiled graph.
     for active in (True, False, True):
         assert torch.equal(gradient(block, surgery if active else None), (0.25 if active else 1) * full)
-    assert surgery.counts == {0: 2} and full.any()
+    assert surgery.counts == {0: 2}
+    assert full.any()
     torch.compiler.reset()
 
 
@@ -479,4 +486,5 @@ def test_a_call_without_audio_is_refused_and_a_positional_one_works():
         with pytest.raises(OmniNFTError, match="without encoder_hidden_states"):
             attention(video)
     attention(video, encoder_hidden_states=audio).sum().backward()
-    assert torch.equal(cut, 0.25 * audio.grad) and cut.any()
+    assert torch.equal(cut, 0.25 * audio.grad)
+    assert cut.any()

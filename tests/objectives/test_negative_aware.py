@@ -207,7 +207,8 @@ def test_masked_tokens_change_nothing():
         assert torch.equal(got, expected)
         total = total + got.sum()
     total.backward()
-    assert (current.grad[~keep] == 0).all() and (current.grad[keep] != 0).any()
+    assert (current.grad[~keep] == 0).all()
+    assert (current.grad[keep] != 0).any()
     gone = torch.zeros(B, T, dtype=torch.bool)
     assert policy_loss(data["current"], data["old"], data["clean"], advantage, omega, gone).tolist() == [0.0] * B
 
@@ -260,7 +261,8 @@ def test_everything_is_float32_under_bf16_inputs():
         inputs["loss"] = policy_loss(inputs["current"], inputs["old"], inputs["clean"], torch.tensor(ADVANTAGES))
         inputs["pull"] = reference_loss(inputs["current"], inputs["reference"], sigma)
     assert data["loss"].dtype == data["pull"].dtype == torch.float32
-    assert torch.equal(data["loss"], wide["loss"]) and torch.equal(data["pull"], wide["pull"])
+    assert torch.equal(data["loss"], wide["loss"])
+    assert torch.equal(data["pull"], wide["pull"])
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -288,7 +290,8 @@ def test_reference_loss_at_sigma_zero_has_no_velocity():
     difference = (data["current"] - data["reference"]).double().numpy()[:, 1:] / 0.5
     np.testing.assert_allclose(got.detach().numpy(), (difference**2).sum((1, 2)) / (T * C), rtol=1e-5)
     got.sum().backward()
-    assert (current.grad[:, 0] == 0).all() and torch.isfinite(current.grad).all()
+    assert (current.grad[:, 0] == 0).all()
+    assert torch.isfinite(current.grad).all()
 
 
 def branch_of(data, rows, num_valid, valid, options, omega, keep):
@@ -316,7 +319,9 @@ def test_branch_loss_adds_policy_and_reference_over_valid_clips():
     policy = policy_loss(data["current"], data["old"], data["clean"], torch.tensor(ADVANTAGES), omega, keep, options)
     pull = reference_loss(data["current"], data["reference"], torch.linspace(0.2, 1, B), "velocity", keep)
     assert got.loss.item() == pytest.approx(sum(policy[b] + 0.25 * pull[b] for b in (0, 2, 3)).item() / 3, rel=1e-6)
-    assert torch.equal(got.policy, policy) and torch.equal(got.reference, pull) and torch.equal(got.valid, valid)
+    assert torch.equal(got.policy, policy)
+    assert torch.equal(got.reference, pull)
+    assert torch.equal(got.valid, valid)
     moved = [(data["current"] - data["old"])[b][keep[b]].abs().double().mean().item() for b in range(B)]
     np.testing.assert_allclose(got.old_deviation.numpy(), moved, rtol=1e-5)
     assert NegativeAwareOptions().reference_weight == 1e-4
@@ -330,11 +335,14 @@ def test_clips_that_are_not_valid_get_no_gradient():
     got.loss.backward()
     touched = data["current"].grad.flatten(1).abs().sum(1) > 0
     assert torch.equal(touched, valid)
-    assert not (got.policy.requires_grad or got.reference.requires_grad or got.old_deviation.requires_grad)
+    assert not (got.policy.requires_grad)
+    assert not (got.reference.requires_grad)
+    assert not (got.old_deviation.requires_grad)
     data["current"].grad = None
     none = branch_of(data, slice(None), 0, torch.zeros(B, dtype=torch.bool), NegativeAwareOptions(), omega, keep)
     none.loss.backward()
-    assert none.loss.item() == 0 and (data["current"].grad == 0).all()
+    assert none.loss.item() == 0
+    assert (data["current"].grad == 0).all()
     with pytest.raises(ValueError, match="num_valid is 0 although"):
         branch_of(data, slice(None), 0, valid, NegativeAwareOptions(), omega, keep)
 

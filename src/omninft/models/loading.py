@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
 from omninft.types import OmniNFTError
@@ -72,6 +74,8 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
     Raises:
         OmniNFTError: nothing loadable there; the cause and what was expected are named.
     """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     path = model_path(config.path)

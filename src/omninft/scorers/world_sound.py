@@ -46,6 +46,7 @@ class SoundFacts:
     onset_times: np.ndarray  # [E] s, rising
     onset_strengths: np.ndarray  # [E] in 0..1
     level: float  # dBFS of the strongest onset, -120 where there is none
+    heard: float  # 0 where that is silence, 1 from -30 dBFS on
     purity: float  # share of the power that lies on the lines of the dominant source
     noise_floor: float  # dBFS where nothing should sound, -120 at least
     clipping: float  # share of samples at full scale
@@ -115,13 +116,14 @@ def _measure(clip: Clip) -> SoundFacts:
     shares = _mixture(spectrum)
     dominant = int(np.argmax(shares))
     times, strengths, level = _onsets(wave, SOURCES[dominant])
-    heard = float(_smoothstep((level - _SILENCE) / (_LOUD - _SILENCE)))
+    heard = _heard(level)
     return SoundFacts(
         sources=dict(zip(SOURCES, (shares * heard).tolist(), strict=True)),
         onset_times=times,
         onset_strengths=strengths,
         level=level,
-        purity=float(spectrum[_lines()[dominant]].sum() / max(float(spectrum.sum()), 1e-12)) * heard,
+        heard=heard,
+        purity=float(spectrum[_lines()[dominant]].sum() / max(float(spectrum.sum()), 1e-12)),
         noise_floor=_noise_floor(wave, SOURCES[dominant][0], times, strengths),
         clipping=float((np.abs(raw) >= _CLIPPED).mean()),
     )
@@ -137,6 +139,10 @@ def _smoothstep(x: float | np.ndarray) -> np.ndarray:
     """0 up to x = 0, 1 from x = 1, smooth between."""
     x = np.clip(x, 0.0, 1.0)
     return x * x * (3 - 2 * x)
+
+
+def _heard(level: float) -> float:
+    return float(_smoothstep((level - _SILENCE) / (_LOUD - _SILENCE)))
 
 
 def _decibels(power: float) -> float:
@@ -200,7 +206,7 @@ def _onsets(wave: np.ndarray, source: tuple[str, str]) -> tuple[np.ndarray, np.n
         return np.zeros(0), np.zeros(0), level
     peaks = find_peaks(novelty, height=0.1 * strongest, distance=_NEAREST)[0]
     strengths = _smoothstep((novelty[peaks] / strongest - 0.1) / 0.6)
-    strengths = strengths * _smoothstep((level - _SILENCE) / (_LOUD - _SILENCE))
+    strengths = strengths * _heard(level)
     kept = strengths > 0.01
     times = _kinks(energy, _clock(source), grid[peaks[kept]])
     order = np.argsort(times)

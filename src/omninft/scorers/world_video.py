@@ -32,7 +32,7 @@ _CHROMA_FLOOR = 0.015  # chroma that counts as no colour at all, 0..1
 _REFINE = 5  # pixels around a peak that take part in a centroid
 _ANCHOR = 4.0  # pixels by which a source may well leave its column
 _JERK_SLACK = 0.8  # pixels / frame^2 by which a free flight may depart from its parabola
-_JERK_FULL = 3.0  # pixels / frame^2 beyond the slack that make a whole bounce; the world's weakest has 3.4
+_JERK_FULL = 2.8  # pixels / frame^2 beyond the slack that make a whole bounce; the weakest of the world has 3.4
 _SPAN = bounce.WIDTH - bounce.SQUARE  # pixels a square travels from wall to wall
 _SQUARE_ROWS = slice(3, 23)  # pixel rows a square's centre may lie in
 _OBJECT_WEIGHT = 6.0  # objects cover few pixels: without it the backdrop alone decides the error
@@ -237,7 +237,7 @@ def _contacts(heights: np.ndarray, visible: np.ndarray) -> list[tuple[float, flo
         lowest = (1 - part) * before + part * after - (total + _JERK_SLACK) * part * (1 - part)
         at_floor = 1 / (1 + (max(abs(lowest) - 0.5, 0.0) / 1.5) ** 2)
         seen = visible[max(frame - 1, 0) : frame + 3].mean()
-        strength = at_floor * _smoothstep(total / _JERK_FULL) * _smoothstep(seen / 0.7)
+        strength = at_floor * _smoothstep(total / _JERK_FULL) * _smoothstep(seen / 0.6)
         found.append((at, float(strength)))
     return found
 

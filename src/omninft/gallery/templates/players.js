@@ -4,7 +4,8 @@
   "use strict";
 
   const DRIFT_TOLERATED = 0.02; // s; below a frame at 24 Hz
-  const DRIFT_SEEK = 0.15; // s; beyond this a follower jumps, below it runs faster or slower
+  const DRIFT_SEEK = 0.15; // s; beyond this a take jumps, below it runs faster or slower
+  const MAX_CORRECTION = 0.25; // of the speed; only of takes that are not heard
   const groups = [];
   let current = null;
 
@@ -43,7 +44,9 @@
         const video = this.videos[index];
         video.controls = false;
         video.addEventListener("click", () => this.press(index));
-        video.addEventListener("ended", () => { if (video === this.leader) this.finish(); });
+        video.addEventListener("ended", () => {
+          if (this.videos.every((other) => other.ended || other.error)) this.finish();
+        });
         video.addEventListener("error", () => {
           if (!take.querySelector(".absent")) {
             const note = document.createElement("p");
@@ -73,11 +76,14 @@
 
     get loops() { return this.controls.loop.getAttribute("aria-pressed") === "true"; }
 
-    // The longest take keeps the time.
+    // The take that is heard keeps the time, so that its sound is never bent; after its end, a longer one.
     get leader() {
-      const length = (video) => (Number.isFinite(video.duration) ? video.duration : 0);
-      return this.videos.reduce((a, b) => (length(b) > length(a) ? b : a));
+      const heard = this.videos[this.sound];
+      const isOver = (video) => video.error || video.ended;
+      return isOver(heard) ? this.videos.find((video) => !isOver(video)) ?? heard : heard;
     }
+
+    get isOver() { return this.videos.every((video) => video.error || video.currentTime >= video.duration - 0.02); }
 
     // Lets the take `index` be heard, and no other on the page.
     choose(index) {
@@ -118,8 +124,7 @@
       this.load("auto");
       await Promise.all(this.videos.map(canPlay));
       if (attempt !== this.attempt) return;
-      const start = this.leader.currentTime;
-      this.seek(start >= this.leader.duration - 0.02 ? 0 : start);
+      this.seek(this.isOver ? 0 : this.leader.currentTime);
       await Promise.all(this.videos.map(settled));
       if (attempt !== this.attempt) return;
       this.videos.forEach((video) => { video.playbackRate = this.speed; });
@@ -163,12 +168,13 @@
       const leader = this.leader;
       const time = leader.currentTime;
       this.videos.forEach((video) => {
-        if (video === leader || video.ended || time >= video.duration) return;
+        if (video === leader || video.ended || video.seeking || time >= video.duration) return;
         const drift = video.currentTime - time;
         if (Math.abs(drift) > DRIFT_SEEK) video.currentTime = time;
-        const correction = Math.abs(drift) > DRIFT_TOLERATED ? Math.max(-0.1, Math.min(0.1, -2 * drift)) : 0;
-        video.playbackRate = this.speed * (1 + correction);
+        const bend = Math.abs(drift) > DRIFT_TOLERATED ? Math.max(-1, Math.min(1, -4 * drift)) * MAX_CORRECTION : 0;
+        video.playbackRate = this.speed * (1 + bend);
       });
+      leader.playbackRate = this.speed;
       this.draw(time);
       requestAnimationFrame(() => this.tick(attempt));
     }

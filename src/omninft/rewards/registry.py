@@ -1,0 +1,245 @@
+"""What a reward is, and how one comes from its name in a recipe.
+
+A reward of this package is one file with one class and one line in `REWARDS`; one of another package is an entry point
+in the group "omninft.rewards"; one of the user's own is any callable, named in the recipe by its import path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from omninft.config import RewardConfig
+from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
+
+Input = Literal["video", "audio", "prompt_v", "prompt_a", "prompt_av"]
+INPUTS: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a", "prompt_av")
+ENTRY_POINTS = "omninft.rewards"
+
+# Name in a recipe -> "module:factory"; imported when the reward is built. The factory takes the recipe's `options`.
+REWARDS: dict[str, str] = {
+    "world": "omninft.rewards.world:WorldReward",
+    "world_held_out": "omninft.rewards.world_held_out:WorldHeldOut",
+}
+
+
+@dataclass(frozen=True)
+class ComponentSpec:
+    """What a reward says about one of its numbers."""
+
+    name: str
+    route: Route
+    description: str
+    weight: float = 1.0  # default weight in training, a magnitude
+    range: tuple[float, float] = (0.0, 1.0)  # lowest and highest possible score
+    higher_is_better: bool = True
+    unit: str = "1"
+
+    @property
+    def component(self) -> Component:
+        """As it stands in score tables. Where lower is better the weight there is negative, so that training lowers it."""
+        return Component(self.name, self.route, self.weight if self.higher_is_better else -self.weight)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """A judge of clips. `score` may raise: the runner finds the clip that made it raise and marks that one missing."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def components(self) -> tuple[ComponentSpec, ...]: ...
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """What of a clip it reads."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Of the weights it loads, or of the measurement."""
+        ...
+
+    @property
+    def model(self) -> str | None:
+        """What it loads; None for a measurement."""
+        ...
+
+    def score(self, clips: list[Clip]) -> ScoreTable:
+        """[len(clips), len(components)], the components in the declared order; what cannot be judged is NaN."""
+        ...
+
+
+@dataclass(frozen=True)
+class CallableReward:
+    """A plain function `f(list[Clip]) -> sequence of float or None` as a reward with one component of its name."""
+
+    name: str
+    function: Callable[[list[Clip]], Sequence[float | None]]
+    components: tuple[ComponentSpec, ...]
+    inputs: tuple[Input, ...] = INPUTS
+    licence: str = "the user's own"
+    model: str | None = None
+
+    def score(self, clips: list[Clip]) -> ScoreTable:
+        """None becomes missing. Raises ValueError when the function does not give one score per clip."""
+        scores = list(self.function(clips))
+        if len(scores) != len(clips):
+            raise ValueError(f"{self.name} returned {len(scores)} scores for {len(clips)} clips")
+        values = np.array([[np.nan if s is None else float(s)] for s in scores], dtype=np.float64).reshape(-1, 1)
+        reasons = {(b, 0): "returned None" for b, s in enumerate(scores) if s is None}
+        return ScoreTable(tuple(spec.component for spec in self.components), values, reasons)
+
+
+@dataclass(frozen=True)
+class WeighedReward:
+    """A reward with the components a recipe takes, weighed as it says."""
+
+    reward: Reward
+    components: tuple[ComponentSpec, ...]
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return self.reward.inputs
+
+    @property
+    def licence(self) -> str:
+        return self.reward.licence
+
+    @property
+    def model(self) -> str | None:
+        return self.reward.model
+
+    def score(self, clips: list[Clip]) -> ScoreTable:
+        """Raises ValueError when the reward's table is not of the declared shape."""
+        table = self.reward.score(clips)
+        declared = [spec.name for spec in self.reward.components]
+        if table.values.shape != (len(clips), len(declared)):
+            raise ValueError(
+                f"{self.name} returned scores of shape {list(table.values.shape)}, "
+                f"expected {[len(clips), len(declared)]}"
+            )
+        columns = [declared.index(spec.name) for spec in self.components]
+        reasons = {(b, columns.index(k)): why for (b, k), why in table.reasons.items() if k in columns}
+        return ScoreTable(tuple(spec.component for spec in self.components), table.values[:, columns], reasons)
+
+
+def reward_names() -> list[str]:
+    """Names of the shipped rewards and of those that installed packages add."""
+    added = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS))
+    return sorted({*REWARDS, *added})
+
+
+def build_reward(config: RewardConfig) -> WeighedReward:
+    """The reward a recipe names: registered ("world"), or a callable by import path ("package.module:function").
+
+    `components` of the config selects components and gives their weights; empty takes all with their own. `weight`
+    multiplies them. A callable gets its route from the config or from its attribute `route`, and `options` as keyword
+    arguments. The working directory is on the import path. An import path may also name a class or an object that
+    follows `Reward`.
+
+    Raises:
+        OmniNFTError: unknown name or component (with the nearest one), failed import, refused options, a callable
+            without a route, or a route that contradicts the reward's own.
+    """
+    where = f"reward {config.name!r}"
+    if ":" in config.name:
+        reward = _from_path(config, where)
+    else:
+        if config.name not in reward_names():
+            raise OmniNFTError(
+                f"unknown {where}{_nearest(config.name, reward_names())}; known: {', '.join(reward_names())}; "
+                "a callable of your own is named as package.module:function"
+            )
+        reward = _construct(_registered(config.name), config, where)
+    for spec in reward.components:
+        if config.route is not None and spec.route != config.route and spec.name in (config.components or {spec.name}):
+            raise OmniNFTError(
+                f"{where}: its component {spec.name!r} has the route {spec.route!r}, the config says {config.route!r}; "
+                "leave `route` out of the config"
+            )
+    return WeighedReward(reward, _select(reward.components, config, where))
+
+
+def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) -> tuple[ComponentSpec, ...]:
+    known = {spec.name: spec for spec in specs}
+    for name in config.components:
+        if name not in known:
+            raise OmniNFTError(
+                f"{where} has no component {name!r}{_nearest(name, known)}; it has: {', '.join(known)}"
+            )
+    weights = config.components or {spec.name: spec.weight for spec in specs}
+    return tuple(replace(spec, weight=config.weight * weights[spec.name]) for spec in specs if spec.name in weights)
+
+
+def _registered(name: str) -> Any:
+    if name in REWARDS:
+        return _imported(REWARDS[name], f"reward {name!r}")
+    point = next(p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == name)
+    return point.load()
+
+
+def _construct(factory: Any, config: RewardConfig, where: str) -> Reward:
+    try:
+        return cast(Reward, factory(**config.options))
+    except TypeError as error:
+        raise OmniNFTError(f"{where} does not take the options {config.options}: {error}") from error
+
+
+def _from_path(config: RewardConfig, where: str) -> Reward:
+    found = _imported(config.name, where)
+    if isinstance(found, type) and hasattr(found, "score"):
+        return _construct(found, config, where)
+    if isinstance(found, Reward):
+        return found
+    if not callable(found):
+        raise OmniNFTError(f"{where} is a {type(found).__name__}, expected a callable f(list of clips)")
+    own = getattr(found, "route", None)
+    if own is not None and config.route is not None and own != config.route:
+        raise OmniNFTError(f"{where}: its attribute `route` is {own!r}, the config says {config.route!r}")
+    route = config.route or own
+    if route not in ROUTES:
+        problem = "needs a route" if route is None else f"has the route {route!r}"
+        raise OmniNFTError(f"{where} {problem}; expected `route` to be one of: {', '.join(ROUTES)}")
+    function = functools.partial(found, **config.options) if config.options else found
+    name = config.name.rpartition(":")[2]
+    doc = (getattr(found, "__doc__", None) or f"scores of {config.name}").strip().splitlines()[0]
+    spec = ComponentSpec(name, route, doc, range=(-np.inf, np.inf))
+    return CallableReward(name, function, (spec,))
+
+
+def _imported(path: str, where: str) -> Any:
+    """The object at "package.module:name"."""
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise OmniNFTError(
+            f"{where}: cannot import {module_name!r} from {os.getcwd()} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise OmniNFTError(f"{where}: {module_name} has no {name!r}{_nearest(name, public)}")
+    return getattr(module, name)
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]!r}?" if close else ""

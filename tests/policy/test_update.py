@@ -1,0 +1,122 @@
+"""Which sigmas train, how old moves, and one whole update against a plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from omninft.config import ObjectiveConfig, OptimiserConfig, SamplingConfig, SigmasConfig
+from omninft.distributed.processes import Processes
+from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, stream_of, training_sigmas
+from omninft.rollout.sampler import RolloutSampler
+from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup
+from tests.models.test_policy import make_policy
+
+SCHEDULE = torch.linspace(1, 0, 21)
+
+
+def test_the_reference_trains_on_the_noisiest_40_percent() -> None:
+    assert training_sigmas(SigmasConfig(), SCHEDULE) == pytest.approx([1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
+
+
+def test_spread_sigmas_start_at_the_noisiest_and_cover_the_schedule() -> None:
+    assert training_sigmas(SigmasConfig(choice="spread", count=4), SCHEDULE) == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert training_sigmas(SigmasConfig(choice="list", values=(0.3, 0.9)), SCHEDULE) == [0.3, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "decay"),
+    [(0, 0, 0), (0, 999, 0), (1, 0, 0), (1, 100, 0.1), (1, 900, 0.5), (2, 75, 0), (2, 95, 0.15), (2, 1000, 0.999)],
+)
+def test_old_decay(schedule: int, step: int, decay: float) -> None:
+    assert old_decay(schedule, step) == pytest.approx(decay)
+
+
+def test_streams_are_told_apart_by_what_a_module_writes() -> None:
+    assert stream_of("transformer_blocks.0.audio_to_video_attn.to_k.lora_A.current.weight") == "video"
+    assert stream_of("transformer_blocks.0.video_to_audio_attn.to_k.lora_A.current.weight") == "audio"
+    assert stream_of("transformer_blocks.3.audio_ff.net.2.lora_B.current.weight") == "audio"
+    assert stream_of("transformer_blocks.3.ff.net.2.lora_B.current.weight") == "video"
+
+
+class Setting:
+    """A small policy, four sampled clips, and the advantages given to them."""
+
+    def __init__(self, micro_batch: int = 4, step_per: str = "sigma", **objective: object) -> None:
+        self.policy = make_policy()
+        sampler = RolloutSampler(self.policy, SamplingConfig(num_steps=2))
+        prompts = [Prompt(str(i), "v", "a", f"a red ball bounces {w}") for i, w in enumerate(("once", "twice"))]
+        self.rollout = sampler.sample(tuple(PromptGroup(p, (0, 1)) for p in prompts), 0, 0, "old")
+        self.update = PolicyUpdate(
+            self.policy,
+            sampler.geometry,
+            ObjectiveConfig(micro_batch=micro_batch, step_per=step_per, **objective),  # type: ignore[arg-type]
+            OptimiserConfig(learning_rate=1e-2, clip_norm=1e9),
+            [1.0, 0.5],
+            seed=0,
+            processes=Processes(),
+        )
+
+    def run(self, video: list[float], audio: list[float], valid: list[bool] | None = None) -> dict[str, float]:
+        ok = torch.tensor(valid or [True] * 4)
+        advantages = BranchAdvantages(torch.tensor(video), torch.tensor(audio), ok, ok)
+        count = int(ok.sum())
+        return self.update.run(TrainingBatch(self.rollout, advantages, None, (count, count)), 0)
+
+    def weights(self) -> torch.Tensor:
+        return torch.cat([p.detach().flatten() for p in self.policy.adapters.parameters()])
+
+
+UP, DOWN = [5.0, -5.0, 2.0, -1.0], [-5.0, 5.0, -2.0, 1.0]
+
+
+def test_opposite_advantages_move_opposite_ways() -> None:
+    # One step from equal policies: the gradient of every clip is (2 r - 1) times that of its positive term.
+    moved = []
+    for sign in (UP, DOWN):
+        setting = Setting(step_per="iteration", reference_weight=0.0)
+        b = [p for n, p in setting.policy.adapters.named_parameters() if "lora_B" in n]
+        metrics = setting.run(sign, sign)
+        moved.append(torch.cat([p.detach().flatten() for p in b]))
+        assert metrics["old_deviation/video"] > 0
+    # Adam normalises the size of a first step; its sign is the gradient's.
+    agree = (moved[0].sign() == -moved[1].sign()).float().mean()
+    assert agree > 0.99
+
+
+def test_zero_advantages_leave_equal_policies_where_they_are() -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.0)
+    metrics = setting.run([0.0] * 4, [0.0] * 4)
+    assert metrics["gradient_norm/video"] < 1e-6
+    assert metrics["gradient_norm/audio"] < 1e-6
+
+
+def test_micro_batches_add_up_to_the_whole() -> None:
+    whole, parts = Setting(micro_batch=4), Setting(micro_batch=2)
+    a, b = whole.run(UP, DOWN), parts.run(UP, DOWN)
+    for key in ("loss/video", "loss/audio", "gradient_norm/video", "gradient_norm/audio"):
+        assert b[key] == pytest.approx(a[key], rel=1e-3)
+    torch.testing.assert_close(whole.weights(), parts.weights(), atol=2e-3, rtol=1e-2)
+
+
+def test_an_invalid_clip_teaches_nothing() -> None:
+    with_it, without = Setting(), Setting()
+    a = with_it.run([5.0, -5.0, 3.0, 4.0], UP, valid=[True, True, True, False])
+    b = without.run([5.0, -5.0, 3.0, -4.0], [*UP[:3], 5.0], valid=[True, True, True, False])
+    assert a["loss/video"] == b["loss/video"]
+    assert torch.equal(with_it.weights(), without.weights())
+
+
+def test_optimiser_steps_are_counted() -> None:
+    per_sigma, per_iteration = Setting(step_per="sigma"), Setting(step_per="iteration")
+    per_sigma.run(UP, UP)
+    per_iteration.run(UP, UP)
+    assert (per_sigma.update.optimiser_step, per_iteration.update.optimiser_step) == (2, 1)
+
+
+def test_frozen_adapters_are_an_error_and_not_a_silent_nothing() -> None:
+    setting = Setting()
+    first = setting.update.named[0]
+    first[1].requires_grad_(False)
+    with pytest.raises(OmniNFTError, match=r"got no gradient; the current adapter was not active"):
+        setting.run(UP, UP)
