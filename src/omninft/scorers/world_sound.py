@@ -29,13 +29,20 @@ _SLACK = 1600  # samples by which a clip's sound may be longer or shorter than t
 _LOUDNESS = 0.35  # exponent of power in loudness, about
 _NEAREST = 80  # ms between two onsets
 _ATTACK_DELAY = 2 / 3 * bounce.ATTACK  # s by which the energy of a linear attack comes late
-_SILENCE, _LOUD = -50.0, -30.0  # dBFS between which a sound comes to count
+_SILENCE, _LOUD = -56.0, -32.0  # dBFS between which a sound comes to count
 _CLIPPED = 0.99
 _QUIET = 1e-3  # share of its first amplitude at which a sound is over
 _MEL_BANDS = 24
 _MEL_FLOOR = 1e-6  # of full scale in power, -60 dBFS
 
 SOURCES = tuple((kind, pitch) for kind in bounce.KINDS for pitch in bounce.PITCHES[kind])
+# Seconds from an onset until a source's sound is over.
+_DURATIONS = np.array(
+    [
+        bounce.TONE_DECAY * np.log(1 / _QUIET) if kind == "ball" else bounce.BUZZ_HOLD + bounce.BUZZ_RELEASE * np.log(1 / _QUIET)
+        for kind, _ in SOURCES
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class SoundFacts:
     onset_times: np.ndarray  # [E] s, rising
     onset_strengths: np.ndarray  # [E] in 0..1
     level: float  # dBFS of the strongest onset, -120 where there is none
-    heard: float  # 0 where that is silence, 1 from -30 dBFS on
+    heard: float  # 0 where that is silence, 1 from -32 dBFS on
     purity: float  # share of the power that lies on the lines of the dominant source
     noise_floor: float  # dBFS where nothing should sound, -120 at least
     clipping: float  # share of samples at full scale
@@ -114,8 +121,10 @@ def _measure(clip: Clip) -> SoundFacts:
     wave = _without_offset(raw)
     spectrum = _power(wave).sum(0)
     shares = _mixture(spectrum)
-    dominant = int(np.argmax(shares))
-    times, strengths, level = _onsets(wave, SOURCES[dominant])
+    times, strengths, level = _onsets(wave, SOURCES[int(np.argmax(shares))])
+    # One source as a rule; where two compete, their weighted mean, so that nothing jumps as one overtakes the other.
+    likely = (shares + 1e-3) ** 4
+    likely /= likely.sum()
     heard = _heard(level)
     return SoundFacts(
         sources=dict(zip(SOURCES, (shares * heard).tolist(), strict=True)),
@@ -123,8 +132,8 @@ def _measure(clip: Clip) -> SoundFacts:
         onset_strengths=strengths,
         level=level,
         heard=heard,
-        purity=float(spectrum[_lines()[dominant]].sum() / max(float(spectrum.sum()), 1e-12)),
-        noise_floor=_noise_floor(wave, SOURCES[dominant][0], times, strengths),
+        purity=float(likely @ (_lines() @ spectrum)) / max(float(spectrum.sum()), 1e-12),
+        noise_floor=_noise_floor(wave, float(likely @ _DURATIONS), times, strengths),
         clipping=float((np.abs(raw) >= _CLIPPED).mean()),
     )
 
@@ -240,12 +249,10 @@ def _kinks(energy: np.ndarray, clock: np.ndarray, near: np.ndarray) -> np.ndarra
     return np.asarray((samples - _PAD) / bounce.SAMPLE_RATE - _ATTACK_DELAY)
 
 
-def _noise_floor(wave: np.ndarray, kind: str, times: np.ndarray, strengths: np.ndarray) -> float:
-    """Level between the sounds, dBFS: mean power of the 10 ms in which no onset's sound should be left."""
+def _noise_floor(wave: np.ndarray, lasts: float, times: np.ndarray, strengths: np.ndarray) -> float:
+    """Level between the sounds, which last so many seconds, dBFS: mean power of the 10 ms that should be quiet."""
     power = np.square(wave[: len(wave) // _HOP * _HOP]).reshape(-1, _HOP).mean(1)
     centres = (np.arange(len(power)) + 0.5) * _HOP / bounce.SAMPLE_RATE
-    decay = np.log(1 / _QUIET)
-    lasts = bounce.TONE_DECAY * decay if kind == "ball" else bounce.BUZZ_HOLD + bounce.BUZZ_RELEASE * decay
     since = centres - times[:, None]
     # Two hops of grace before an onset: a vocoder's sounds begin a little early.
     sounding = ((since > -2 * _HOP / bounce.SAMPLE_RATE) & (since < lasts)) * strengths[:, None]

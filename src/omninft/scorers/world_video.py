@@ -35,6 +35,7 @@ _JERK_SLACK = 0.8  # pixels / frame^2 by which a free flight may depart from its
 _JERK_FULL = 2.8  # pixels / frame^2 beyond the slack that make a whole bounce; the weakest of the world has 3.4
 _SPAN = bounce.WIDTH - bounce.SQUARE  # pixels a square travels from wall to wall
 _SQUARE_ROWS = slice(3, 23)  # pixel rows a square's centre may lie in
+_NEGLIGIBLE = 0.01  # evidence for a kind that is not worth a rendering
 _OBJECT_WEIGHT = 6.0  # objects cover few pixels: without it the backdrop alone decides the error
 
 
@@ -92,36 +93,85 @@ def _measure(clip: Clip) -> VideoFacts:
     x, track, visible = _track(source, _project(hue, mean_chroma))
     ball = bounce.disc(track[:, 0], track[:, 1], bounce.BALL_RADIUS).astype(np.float32)
     lamp = bounce.disc(np.array(x), np.array(bounce.LAMP_Y), bounce.LAMP_RADIUS).astype(np.float32)
-    levels = np.clip(np.tensordot(source, lamp, 2) / np.square(lamp).sum(), bounce.LAMP_OFF, 1.0)  # [T]
-    lit = levels[:, None, None].astype(np.float32) * lamp
-    # A blurred ball is less than half way to nothing, not half way to a lamp: the middle of the way decides.
-    as_ball = float(_smoothstep((_opacity(source, lit, ball) - 0.2) / 0.6))
-    is_ball = as_ball > 0.5
-    painted = ball if is_ball else lit
-    presence = _opacity(source, np.zeros_like(painted), painted)
-    coverage = ball if is_ball else np.broadcast_to(lamp, source.shape)
-    stand = None if is_ball else bounce.lamp_stand(x)
-    backdrop = bounce.compose(np.zeros((1, bounce.HEIGHT, bounce.WIDTH)), np.zeros(3), stand_coverage=stand)[0]
-    # What is grey, black where the source hides it.
-    rest = np.stack([plane - c * source for plane, c in zip((red, green, blue), _COLOURS[winner], strict=True)])
-    square, square_track = _find_square(rest, coverage, np.moveaxis(backdrop, -1, 0).astype(np.float32))
-    boxes = _boxes(square_track) if square > 0.5 else None
-    tint = _COLOURS[winner] if is_ball else levels[:, None] * _COLOURS[winner]
+    brightness = np.tensordot(source, lamp, 2) / np.square(lamp).sum()  # [T]
+    as_ball = _ball_evidence(source, ball, lamp, brightness)
+    levels = np.clip(brightness, bounce.LAMP_OFF, 1.0)
+    looks: list[tuple[float, _Look]] = []
+    if as_ball > _NEGLIGIBLE:
+        looks.append((as_ball, _look(pixels, source, _COLOURS[winner], ball, None, None)))
+    if 1 - as_ball > _NEGLIGIBLE:
+        lamps = np.broadcast_to(lamp, source.shape)
+        looks.append((1 - as_ball, _look(pixels, source, _COLOURS[winner], lamps, levels, bounce.lamp_stand(x))))
+    presence = _average([(w, look.presence) for w, look in looks])
     times, strengths = _events(track, visible, levels, as_ball)
-    shown = _smoothstep(presence / 0.7)
+    shown = float(_smoothstep(presence / 0.7))
     return VideoFacts(
         colours=dict(zip(bounce.COLOURS, (colours * shown).tolist(), strict=True)),
         kinds={"ball": as_ball * shown, "lamp": (1 - as_ball) * shown},
         presence=presence,
         track=track,
         levels=levels,
-        square=square,
-        square_track=square_track,
+        square=_average([(w, look.square) for w, look in looks]),
+        square_track=max(looks, key=lambda pair: pair[0])[1].square_track,
         event_times=times,
         event_strengths=strengths,
+        errors=np.sum([w * look.errors for w, look in looks], axis=0) / sum(w for w, _ in looks),
+        sharpness=_average([(w, look.sharpness) for w, look in looks]),
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The frames as those of one kind of source; fields as in `VideoFacts`."""
+
+    presence: float
+    square: float
+    square_track: np.ndarray
+    errors: np.ndarray
+    sharpness: float
+
+
+def _look(
+    pixels: np.ndarray,
+    source: np.ndarray,
+    colour: np.ndarray,
+    coverage: np.ndarray,
+    levels: np.ndarray | None,
+    stand: np.ndarray | None,
+) -> _Look:
+    """Render the scene with a source of this colour [3], coverage [T, H, W] and brightness [T], and compare.
+
+    `pixels` [T, H, W, 3]; `source` [T, H, W] is the brightness times coverage that was found.
+    """
+    painted = coverage if levels is None else levels[:, None, None].astype(np.float32) * coverage
+    backdrop = bounce.compose(np.zeros((1, bounce.HEIGHT, bounce.WIDTH)), np.zeros(3), stand_coverage=stand)[0]
+    # What is grey, black where the source hides it.
+    rest = np.stack([pixels[..., i] - colour[i] * source for i in range(3)])
+    square, square_track = _find_square(rest, coverage, np.moveaxis(backdrop, -1, 0).astype(np.float32))
+    boxes = _boxes(square_track) if square > 0.5 else None
+    tint = colour if levels is None else levels[:, None] * colour
+    return _Look(
+        presence=_opacity(source, np.zeros_like(painted), painted),
+        square=square,
+        square_track=square_track,
         errors=_errors(pixels, bounce.compose(coverage, tint, boxes, stand), coverage),
         sharpness=_edge_slope(source, painted),
     )
+
+
+def _average(pairs: list[tuple[float, float]]) -> float:
+    return sum(w * x for w, x in pairs) / sum(w for w, _ in pairs)
+
+
+def _ball_evidence(source: np.ndarray, ball: np.ndarray, lamp: np.ndarray, brightness: np.ndarray) -> float:
+    """0 for a lamp, 1 for a ball: where the source lies between its best ball and its best lamp.
+
+    Both are fitted with free opacity, so that a faint ball is not taken for an unlit lamp.
+    """
+    best_ball = _opacity(source, np.zeros_like(ball), ball) * ball
+    best_lamp = np.maximum(brightness, 0.0).astype(np.float32)[:, None, None] * lamp
+    # Either fit takes some of the other's pixels: the middle of the way decides.
+    return float(_smoothstep((_opacity(source, best_lamp, best_ball) - 0.2) / 0.6))
 
 
 @cache

@@ -101,7 +101,7 @@ def sample_scene(rng: np.random.Generator, attributes: tuple[str, str, str, int,
     """A scene with the given attributes; timing, places and the square's path are drawn."""
     kind, colour, pitch, count, has_square = attributes
     events = _sample_events(rng, count, kind)
-    lead = int(rng.integers(max(events[0], MIN_GAP), 17)) if kind == "ball" else 0
+    lead = int(rng.integers(max(events[0] + 1, MIN_GAP), 18)) if kind == "ball" else 0
     trail = int(rng.integers(max(NUM_FRAMES + 1 - events[-1], MIN_GAP), 18)) if kind == "ball" else 0
     square = None
     if has_square:

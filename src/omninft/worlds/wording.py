@@ -91,7 +91,7 @@ def split_of(attributes: Attributes) -> Split:
 
 
 def world_prompts(split: Split) -> list[Prompt]:
-    """The prompts of a split, every wording of its attribute combinations, in a fixed order."""
+    """The prompts of a split in a fixed order: nine wordings of each of its attribute combinations."""
     if split not in ("train", "dev", "test"):
         raise OmniNFTError(f"unknown split of the bounce world: found {split!r}, expected train, dev or test")
     prompts = []
@@ -99,7 +99,9 @@ def world_prompts(split: Split) -> list[Prompt]:
         if split_of(attributes) != split:
             continue
         name = "-".join([*map(str, attributes[:4]), "square" if attributes[4] else "alone"])
-        for i, (v, a, av) in enumerate(wordings(attributes)):
+        # Every pair of wordings; the square's wording goes round, so that prompts with one are not three times as many.
+        texts = [_words(attributes, v, a, (v + a) % 3) for v in range(3) for a in range(3)]
+        for i, (v, a, av) in enumerate(texts):
             prompts.append(Prompt(f"{name}-{i:02d}", v, a, av, category=attributes[0]))
     return prompts
 

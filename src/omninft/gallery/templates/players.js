@@ -6,6 +6,7 @@
   const DRIFT_TOLERATED = 0.02; // s; below a frame at 24 Hz
   const DRIFT_SEEK = 0.15; // s; beyond this a take jumps, below it runs faster or slower
   const MAX_CORRECTION = 0.25; // of the speed; only of takes that are not heard
+  const PATIENCE = 3000; // ms
   const groups = [];
   let current = null;
 
@@ -201,22 +202,17 @@
     }
   }
 
-  // Resolves when the video can play on, or never will.
-  function canPlay(video) {
-    if (video.readyState >= 3 || video.error) return Promise.resolve();
+  // Resolves on the event, on an error, or after a while: some browsers load nothing before play() is called.
+  function comes(video, event) {
     return new Promise((resolve) => {
-      video.addEventListener("canplay", resolve, { once: true });
-      video.addEventListener("error", resolve, { once: true });
+      [event, "error"].forEach((name) => video.addEventListener(name, resolve, { once: true }));
+      setTimeout(resolve, PATIENCE);
     });
   }
 
-  function settled(video) {
-    if (!video.seeking || video.error) return Promise.resolve();
-    return new Promise((resolve) => {
-      video.addEventListener("seeked", resolve, { once: true });
-      video.addEventListener("error", resolve, { once: true });
-    });
-  }
+  function canPlay(video) { return video.readyState >= 3 || video.error ? null : comes(video, "canplay"); }
+
+  function settled(video) { return !video.seeking || video.error ? null : comes(video, "seeked"); }
 
   function inOrder() {
     return [...document.querySelectorAll("[data-players]")].map((root) => groups.find((group) => group.root === root));
