@@ -27,8 +27,8 @@ from omninft.decode.clips import decode_clips
 from omninft.decode.first_frame import read_first_frame
 from omninft.display import Display, QuietDisplay
 from omninft.distributed.processes import Processes
-from omninft.evaluation.paired import Measure, PairedTable, compare_paired
 from omninft.evaluate import EvaluationScores, Evaluator, save_scores
+from omninft.evaluation.paired import Measure, PairedTable, compare_paired
 from omninft.export.lora import export_lora
 from omninft.gallery.report import write_report
 from omninft.health import HealthCheck

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.models.test_policy import PLAIN, groups, make_policy, through_pipeline
+from tests.random_models import random_pipeline
 
 from omninft.config import SamplingConfig
 from omninft.export.lora import FILE_NAME, export_lora, read_lora
 from omninft.models.policy import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
-from tests.models.test_policy import PLAIN, groups, make_policy, through_pipeline
-from tests.random_models import random_pipeline
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.models.test_policy import PROMPTS, make_policy
 
 from omninft.models.adapters import DEFAULT_TARGETS
 from omninft.models.policy import LTX2Policy
 from omninft.types import Latents, OmniNFTError
-from tests.models.test_policy import PROMPTS, make_policy
 
 
 @pytest.fixture
@@ -119,9 +119,10 @@ def test_another_models_adapter_is_refused(policy: LTX2Policy) -> None:
 
 
 def test_adapters_are_float32_on_a_bfloat16_base() -> None:
-    from omninft.config import LoraConfig, ModelConfig
     from tests.models.test_policy import SMALL
     from tests.random_models import random_pipeline
+
+    from omninft.config import LoraConfig, ModelConfig
 
     policy = LTX2Policy(
         random_pipeline("ltx-2").to(torch.bfloat16), ModelConfig(lora=LoraConfig(rank=2, alpha=4)), clip_defaults=SMALL

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_emb
+from tests.models.test_policy import groups, make_policy
 
 from omninft.config import SamplingConfig
 from omninft.credit.regions import attention_column_sums
@@ -14,7 +15,6 @@ from omninft.models.attention import V2ARecorder
 from omninft.models.policy import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
-from tests.models.test_policy import groups, make_policy
 
 
 def sums(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor:

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LTX2Pipeline
+from tests.random_models import random_pipeline
 
 from omninft.config import GuidanceConfig, LoraConfig, ModelConfig, SamplingConfig
 from omninft.models.loading import ClipDefaults
 from omninft.models.policy import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Conditioning, Latents, OmniNFTError, Prompt, PromptGroup
-from tests.random_models import random_pipeline
 
 SMALL = ClipDefaults(9, 32, 32, 12.0)
 PROMPTS = ("a red ball bounces once a low tone rings once", "a blue lamp flashes twice")

@@ -32,9 +32,9 @@ from omninft.pretrain import autoencoders, text
 from omninft.pretrain.flow import Encoded, FlowTraining
 from omninft.pretrain.sizes import SIZES, Size
 from omninft.worlds import bounce
+from omninft.worlds.bounce import all_attributes
 from omninft.worlds.dataset import Defects, world_batch
 from omninft.worlds.wording import wordings
-from omninft.worlds.bounce import all_attributes
 
 # The sound of part of the training clips is out of time or miscounted, as the sound of web video is.
 DEFECTS = Defects(out_of_time=0.4, min_shift=0.06, max_shift=0.25, miscounted=0.1)

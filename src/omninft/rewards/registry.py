@@ -46,7 +46,7 @@ class ComponentSpec:
 
     @property
     def component(self) -> Component:
-        """As it stands in score tables. Where lower is better the weight there is negative, so that training lowers it."""
+        """As it stands in score tables: where lower is better with a negative weight, so that training lowers it."""
         return Component(self.name, self.route, self.weight if self.higher_is_better else -self.weight)
 
 
@@ -179,9 +179,7 @@ def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) 
     known = {spec.name: spec for spec in specs}
     for name in config.components:
         if name not in known:
-            raise OmniNFTError(
-                f"{where} has no component {name!r}{_nearest(name, known)}; it has: {', '.join(known)}"
-            )
+            raise OmniNFTError(f"{where} has no component {name!r}{_nearest(name, known)}; it has: {', '.join(known)}")
     weights = config.components or {spec.name: spec.weight for spec in specs}
     return tuple(replace(spec, weight=config.weight * weights[spec.name]) for spec in specs if spec.name in weights)
 

@@ -102,7 +102,7 @@ def _score(reward: Reward, clips: list[Clip]) -> ScoreTable:
         shape = (len(clips), len(components))
         if table.values.shape != shape:
             raise ValueError(f"returned scores of shape {list(table.values.shape)}, expected {list(shape)}")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a reward is foreign code
         if len(clips) > 1:
             middle = len(clips) // 2
             return ScoreTable.cat([_score(reward, clips[:middle]), _score(reward, clips[middle:])])

@@ -40,7 +40,7 @@ def video_quality(clip: Clip) -> float:
 
 
 def video_text(clip: Clip) -> float:
-    """Colour 3, kind 2, count 3, square there or not as asked 3; of what prompt_v says, by weight.
+    """Colour 3, kind 2, count 3, square there or not as asked 4; of what prompt_v says, by weight.
 
     Raises OmniNFTError when prompt_v names no kind, colour or count of this world.
     """
@@ -54,9 +54,9 @@ def video_text(clip: Clip) -> float:
         parts.append((3.0, count_match(float(facts.event_strengths.sum()), request.count)))
     if not parts:
         raise OmniNFTError(f"prompt_v asks for nothing of the bounce world: {clip.prompt.prompt_v!r}")
-    square = smoothstep(facts.square)
+    square = facts.square
     # The absence of a square is worth nothing in a picture that shows nothing.
-    parts.append((3.0, square if request.square else (1 - square) * smoothstep(facts.presence / 0.7)))
+    parts.append((4.0, square if request.square else (1 - square) * smoothstep(facts.presence / 0.7)))
     return _weighted_mean(parts)
 
 

@@ -19,7 +19,6 @@ from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.noise import keyed_normal
 from omninft.types import Conditioning, Geometry, Latents, OmniNFTError, PromptGroup, Rollout, TextContext
 
-
 ReadFrame = Callable[[str, int, int], Tensor]
 
 

@@ -36,13 +36,10 @@ _MEL_BANDS = 24
 _MEL_FLOOR = 1e-6  # of full scale in power, -60 dBFS
 
 SOURCES = tuple((kind, pitch) for kind in bounce.KINDS for pitch in bounce.PITCHES[kind])
-# Seconds from an onset until a source's sound is over.
-_DURATIONS = np.array(
-    [
-        bounce.TONE_DECAY * np.log(1 / _QUIET) if kind == "ball" else bounce.BUZZ_HOLD + bounce.BUZZ_RELEASE * np.log(1 / _QUIET)
-        for kind, _ in SOURCES
-    ]
-)
+# Seconds from an onset until a tone and a buzz are over, per source.
+_OVER = float(np.log(1 / _QUIET))
+_LASTS = {"ball": bounce.TONE_DECAY * _OVER, "lamp": bounce.BUZZ_HOLD + bounce.BUZZ_RELEASE * _OVER}
+_DURATIONS = np.array([_LASTS[kind] for kind, _ in SOURCES])
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ scores move when a clip gets a little better.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import cv2
 import numpy as np
@@ -87,35 +87,73 @@ def _measure(clip: Clip) -> VideoFacts:
     chroma = np.stack([(red - green) * np.float32(2**-0.5), (red + green - 2 * blue) * np.float32(6**-0.5)])
     mean_chroma = _disc_mean(chroma)
     colours = _colour_evidence(mean_chroma)
-    winner = int(np.argmax(colours))
-    hue = _HUES[winner] / np.square(_HUES[winner]).sum()
-    source = _project(hue, chroma)  # [T, H, W] coverage times brightness
-    x, track, visible = _track(source, _project(hue, mean_chroma))
-    ball = bounce.disc(track[:, 0], track[:, 1], bounce.BALL_RADIUS).astype(np.float32)
-    lamp = bounce.disc(np.array(x), np.array(bounce.LAMP_Y), bounce.LAMP_RADIUS).astype(np.float32)
-    brightness = np.tensordot(source, lamp, 2) / np.square(lamp).sum()  # [T]
-    as_ball = _ball_evidence(source, ball, lamp, brightness)
-    levels = np.clip(brightness, bounce.LAMP_OFF, 1.0)
-    looks: list[tuple[float, _Look]] = []
-    if as_ball > _NEGLIGIBLE:
-        looks.append((as_ball, _look(pixels, source, _COLOURS[winner], ball, None, None)))
-    if 1 - as_ball > _NEGLIGIBLE:
-        lamps = np.broadcast_to(lamp, source.shape)
-        looks.append((1 - as_ball, _look(pixels, source, _COLOURS[winner], lamps, levels, bounce.lamp_stand(x))))
-    presence = _average([(w, look.presence) for w, look in looks])
-    times, strengths = _events(track, visible, levels, as_ball)
+    # One colour as a rule; where two compete, both readings count, so that nothing jumps as one overtakes the other.
+    weights = (colours + 1e-6) ** 2
+    weights /= weights.sum()
+    likely = [i for i in np.argsort(weights)[-2:] if weights[i] > _NEGLIGIBLE]
+    readings = [(float(weights[i]), _read(pixels, chroma, mean_chroma, int(i))) for i in likely]
+    presence = _average([(w, r.presence) for w, r in readings])
+    as_ball = _average([(w, r.as_ball) for w, r in readings])
+    times, strengths = _merged([(t, w * s) for w, r in readings for t, s in r.events])
+    main = max(readings, key=lambda pair: pair[0])[1]
     shown = float(_smoothstep(presence / 0.7))
     return VideoFacts(
         colours=dict(zip(bounce.COLOURS, (colours * shown).tolist(), strict=True)),
         kinds={"ball": as_ball * shown, "lamp": (1 - as_ball) * shown},
         presence=presence,
+        track=main.track,
+        levels=main.levels,
+        square=_average([(w, r.square) for w, r in readings]),
+        square_track=main.square_track,
+        event_times=times,
+        event_strengths=strengths,
+        errors=np.asarray(_average([(w, r.errors) for w, r in readings])),
+        sharpness=_average([(w, r.sharpness) for w, r in readings]),
+    )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What the frames show if the source has a given colour; fields as in `VideoFacts`."""
+
+    as_ball: float  # 0 lamp, 1 ball
+    presence: float
+    track: np.ndarray
+    levels: np.ndarray
+    square: float
+    square_track: np.ndarray
+    events: list[tuple[float, float]]  # frame, strength
+    errors: np.ndarray
+    sharpness: float
+
+
+def _read(pixels: np.ndarray, chroma: np.ndarray, mean_chroma: np.ndarray, index: int) -> _Reading:
+    """Track a source of colour number `index`, tell ball from lamp, and render the scene again."""
+    colour, hue = _COLOURS[index], _HUES[index] / np.square(_HUES[index]).sum()
+    source = _project(hue, chroma)  # [T, H, W] coverage times brightness
+    x, track, visible = _track(source, _project(hue, mean_chroma))
+    ball = bounce.disc(track[:, 0], track[:, 1], bounce.BALL_RADIUS).astype(np.float32)
+    lamp = bounce.disc(np.array(x), np.array(bounce.LAMP_Y), bounce.LAMP_RADIUS).astype(np.float32)
+    brightness = np.tensordot(source, lamp, 2) / np.square(lamp).sum()  # [T]
+    levels = np.clip(brightness, bounce.LAMP_OFF, 1.0)
+    as_ball = _ball_evidence(source, ball, lamp, brightness)
+    looks = []
+    if as_ball > _NEGLIGIBLE:
+        looks.append((as_ball, _look(pixels, source, colour, ball, None, None)))
+    if 1 - as_ball > _NEGLIGIBLE:
+        lamps = np.broadcast_to(lamp, source.shape)
+        looks.append((1 - as_ball, _look(pixels, source, colour, lamps, levels, bounce.lamp_stand(x))))
+    contacts = _contacts(bounce.BALL_REST - track[:, 1], visible)
+    flashes = _flashes(levels)
+    return _Reading(
+        as_ball=as_ball,
+        presence=_average([(w, look.presence) for w, look in looks]),
         track=track,
         levels=levels,
         square=_average([(w, look.square) for w, look in looks]),
         square_track=max(looks, key=lambda pair: pair[0])[1].square_track,
-        event_times=times,
-        event_strengths=strengths,
-        errors=np.sum([w * look.errors for w, look in looks], axis=0) / sum(w for w, _ in looks),
+        events=[(t, s * as_ball) for t, s in contacts] + [(t, s * (1 - as_ball)) for t, s in flashes],
+        errors=_average([(w, look.errors) for w, look in looks]),
         sharpness=_average([(w, look.sharpness) for w, look in looks]),
     )
 
@@ -159,7 +197,7 @@ def _look(
     )
 
 
-def _average(pairs: list[tuple[float, float]]) -> float:
+def _average(pairs: list[tuple[float, Any]]) -> Any:
     return sum(w * x for w, x in pairs) / sum(w for w, _ in pairs)
 
 
@@ -260,15 +298,17 @@ def _track(source: np.ndarray, response: np.ndarray) -> tuple[float, np.ndarray,
     return middle, np.stack([x, y], 1), visible
 
 
-def _events(
-    track: np.ndarray, visible: np.ndarray, levels: np.ndarray, ball_weight: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Times (s) and strengths of contacts and flashes, each weighed by how far the source is a ball or a lamp."""
-    contacts = _contacts(bounce.BALL_REST - track[:, 1], visible)
-    flashes = _flashes(levels)
-    events = [(t, s * ball_weight) for t, s in contacts] + [(t, s * (1 - ball_weight)) for t, s in flashes]
-    kept = sorted((t, s) for t, s in events if s > 0.01)
-    return np.array([t / bounce.FRAME_RATE for t, _ in kept]), np.array([s for _, s in kept])
+def _merged(events: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """(frame, strength) of every reading to times (s) and strengths; what is seen twice becomes one event."""
+    merged: list[tuple[float, float]] = []
+    for at, strength in sorted(events):
+        if merged and at - merged[-1][0] < bounce.MIN_GAP / 2:
+            before, weight = merged.pop()
+            total = max(weight + strength, 1e-9)
+            at, strength = (before * weight + at * strength) / total, min(total, 1.0)
+        merged.append((at, strength))
+    kept = [(at, strength) for at, strength in merged if strength > 0.01]
+    return np.array([at / bounce.FRAME_RATE for at, _ in kept]), np.array([strength for _, strength in kept])
 
 
 def _contacts(heights: np.ndarray, visible: np.ndarray) -> list[tuple[float, float]]:
@@ -333,7 +373,7 @@ def _paths() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _path(settings: np.ndarray) -> np.ndarray:
-    """Centre x per frame, [P, T], of squares with (phase, speed) [P, 2]: pixels unfolded at the walls, pixels / frame."""
+    """Centre x per frame [P, T] of squares with (phase, speed) [P, 2]: unfolded pixels and pixels / frame."""
     phase = (settings[:, :1] + settings[:, 1:] * np.arange(bounce.NUM_FRAMES)) % (2 * _SPAN)
     return np.asarray(bounce.SQUARE / 2 + np.minimum(phase, 2 * _SPAN - phase))
 
