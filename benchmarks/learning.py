@@ -18,7 +18,7 @@ import numpy as np
 from omninft.config import load_config
 from omninft.display import ConsoleDisplay
 from omninft.evaluate import load_scores
-from omninft.evaluation.paired import Measure, compare_paired, difference_of_differences
+from omninft.evaluation.paired import Estimate, Measure, compare_paired, difference_of_differences
 from omninft.gallery.figures import Series, line_chart
 from omninft.metrics import read_metrics
 from omninft.run import build_rewards
@@ -67,7 +67,10 @@ def write_results(folder: Path, recipes: list[str], seeds: list[int]) -> None:
     """Tables of every run against base, and of every recipe against the placebo of the same seed."""
     measures = measures_of(recipes[0])
     ids = load_scores(folder / f"{recipes[0]}-{seeds[0]}" / "samples" / "test-base" / "values.json").prompt_ids
-    lines = [f"{len(ids)} test clips, seeds {', '.join(map(str, seeds))}, {platform.processor() or platform.machine()}", ""]
+    lines = [
+        f"{len(ids)} test clips, seeds {', '.join(map(str, seeds))}, {platform.processor() or platform.machine()}",
+        "",
+    ]
     for recipe in recipes:
         lines += [f"## {recipe}: trained minus base", "", *_table(folder, recipe, seeds, measures, ids), ""]
     if "placebo" in recipes:
@@ -78,7 +81,9 @@ def write_results(folder: Path, recipes: list[str], seeds: list[int]) -> None:
     for recipe in recipes:
         for seed in seeds:
             rows = [r for r in read_metrics(folder / f"{recipe}-{seed}") if r["kind"] == "iteration"]
-            lines.append(f"* {recipe}-{seed}: {len(rows)} iterations, {rows[-1]['elapsed'] / 60:.1f} minutes of training")
+            lines.append(
+                f"* {recipe}-{seed}: {len(rows)} iterations, {rows[-1]['elapsed'] / 60:.1f} minutes of training"
+            )
     (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "curves.svg").write_text(_curves(folder, recipes, seeds), encoding="utf-8")
     print((folder / "results.md").read_text(encoding="utf-8"))
@@ -86,18 +91,21 @@ def write_results(folder: Path, recipes: list[str], seeds: list[int]) -> None:
 
 def _table(folder: Path, recipe: str, seeds: list[int], measures: list[Measure], ids: tuple[str, ...]) -> list[str]:
     tables = [
-        compare_paired(measures, values(folder, f"{recipe}-{s}", "base"), values(folder, f"{recipe}-{s}", "trained"), ids)
+        compare_paired(
+            measures, values(folder, f"{recipe}-{s}", "base"), values(folder, f"{recipe}-{s}", "trained"), ids
+        )
         for s in seeds
     ]
     lines = ["| measure | base | " + " | ".join(f"seed {s}" for s in seeds) + " |", "|---" * (2 + len(seeds)) + "|"]
     for rows in zip(*(t.rows for t in tables), strict=True):
-        cells = [
-            f"{r.trained.mean:.3f} ({r.difference.mean:+.3f}, {r.difference.low:+.3f} .. {r.difference.high:+.3f}, {r.verdict})"
-            for r in rows
-        ]
+        cells = [f"{r.trained.mean:.3f} ({_interval(r.difference)}, {r.verdict})" for r in rows]
         m = rows[0].measure
         lines.append(f"| {m.name} ({m.group}; {m.hint}) | {rows[0].base.mean:.3f} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.mean:+.3f}, {estimate.low:+.3f} .. {estimate.high:+.3f}"
 
 
 def _against_placebo(
@@ -115,7 +123,9 @@ def _against_placebo(
         for s in seeds
     ]
     for rows in zip(*tables, strict=True):
-        cells = [f"{r.difference.mean:+.3f} ({r.difference.low:+.3f} .. {r.difference.high:+.3f}, {r.verdict})" for r in rows]
+        cells = [
+            f"{r.difference.mean:+.3f} ({r.difference.low:+.3f} .. {r.difference.high:+.3f}, {r.verdict})" for r in rows
+        ]
         lines.append(f"| {rows[0].measure.name} | " + " | ".join(cells) + " |")
     return lines
 

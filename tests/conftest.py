@@ -9,5 +9,3 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
-
-

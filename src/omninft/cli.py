@@ -62,8 +62,7 @@ def train(
         result.table.render(console)
     if not result.finished:
         console.print(
-            f"stopped after iteration {result.iterations}; go on with\n"
-            f"  omninft train --resume {result.folder}",
+            f"stopped after iteration {result.iterations}; go on with\n  omninft train --resume {result.folder}",
             highlight=False,
         )
         return
@@ -77,7 +76,9 @@ def train(
 
 @app.command()
 def sample(
-    prompts: Annotated[str, typer.Argument(help="A prompt, or a JSONL, CSV or TXT file, or world:test.")] = "world:test",
+    prompts: Annotated[
+        str, typer.Argument(help="A prompt, or a JSONL, CSV or TXT file, or world:test.")
+    ] = "world:test",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the mp4 files.")] = Path("samples"),
     model: Annotated[str, typer.Option(help='"tiny", a pipeline folder, or a hub id.')] = "tiny",
     lora: Annotated[Path | None, typer.Option(help="A LoRA folder or file that omninft exported.")] = None,
@@ -115,7 +116,8 @@ def score(
         list[str] | None, typer.Option("--reward", "-r", help="Reward name or package.module:function; repeatable.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Prompt file; clips are named <prompt id>-<number>.mp4. Default: scores.json there.")
+        Path | None,
+        typer.Option(help="Prompt file; clips are named <prompt id>-<number>.mp4. Default: scores.json there."),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .csv or .json table.")] = None,
 ) -> None:

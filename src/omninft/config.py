@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -343,10 +344,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise OmniNFTError(f"override {override!r}: the value is not valid YAML: {error}") from error
     if isinstance(parsed, str):
         # YAML 1.1 reads 1e-4 as text; people mean a number.
-        try:
+        with suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     node[last] = parsed
 
 

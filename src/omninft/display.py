@@ -74,9 +74,7 @@ class ConsoleDisplay:
         for split, prompts in run.prompts.items():
             for note in prompts.notes:
                 self.console.print(f"note ({split} prompts): {note}", highlight=False)
-        self.task = self.bar.add_task(
-            "training", total=config.run.iterations, completed=run.iteration, note="starting"
-        )
+        self.task = self.bar.add_task("training", total=config.run.iterations, completed=run.iteration, note="starting")
         self.total = config.run.iterations
         if self.console.is_terminal:
             self.live = Live(self._view(), console=self.console, refresh_per_second=4)

@@ -40,9 +40,7 @@ def save_scores(path: Path, scores: EvaluationScores) -> None:
 def load_scores(path: Path) -> EvaluationScores:
     """What `save_scores` wrote."""
     tree = json.loads(path.read_text(encoding="utf-8"))
-    return EvaluationScores(
-        tuple(tree["names"]), np.array(tree["values"], dtype=np.float64), tuple(tree["prompt_ids"])
-    )
+    return EvaluationScores(tuple(tree["names"]), np.array(tree["values"], dtype=np.float64), tuple(tree["prompt_ids"]))
 
 
 def evaluation_groups(prompts: tuple[Prompt, ...], num_clips: int) -> list[PromptGroup]:

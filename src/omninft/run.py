@@ -28,7 +28,7 @@ from omninft.decode.first_frame import read_first_frame
 from omninft.display import Display, QuietDisplay
 from omninft.distributed.processes import Processes
 from omninft.evaluate import EvaluationScores, Evaluator, save_scores
-from omninft.evaluation.paired import Measure, PairedTable, compare_paired
+from omninft.evaluation.paired import Group, Measure, PairedTable, compare_paired
 from omninft.export.lora import export_lora
 from omninft.gallery.report import write_report
 from omninft.health import HealthCheck
@@ -286,9 +286,11 @@ class Run(AbstractContextManager["Run"]):
 
     def measures(self) -> list[Measure]:
         """What an evaluation measures, in the order of its columns."""
+        groups: tuple[tuple[Group, list[WeighedReward]], ...]
+        groups = ("trained", self.rewards), ("held_out", self.held_out)
         return [
             Measure(c.name, group, c.route, c.higher_is_better, "" if c.unit == "1" else c.unit)
-            for group, rewards in (("trained", self.rewards), ("held_out", self.held_out))
+            for group, rewards in groups
             for reward in rewards
             for c in reward.components
         ]

@@ -115,9 +115,7 @@ def _known_prompts(folder: Path, prompts: Path | None) -> dict[str, Prompt]:
     if not listing.is_file():
         return {}
     clips = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-    return {
-        Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips
-    }
+    return {Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips}
 
 
 def _prompt_of(file: Path, known: dict[str, Prompt]) -> Prompt:

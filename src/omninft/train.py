@@ -1,6 +1,6 @@
 """The method on one screen: sample with the old policy, score, assign credit, learn, move the old policy.
 
-    prompts -> rollout -> decode -> rewards -> credit -> objective -> policy -> checkpoint / export / report
+prompts -> rollout -> decode -> rewards -> credit -> objective -> policy -> checkpoint / export / report
 """
 
 from __future__ import annotations

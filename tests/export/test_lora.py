@@ -37,9 +37,7 @@ def test_a_stock_pipeline_makes_the_same_clips(policy: LTX2Policy, tmp_path: Pat
     stock = random_pipeline("ltx-2")
     stock.set_progress_bar_config(disable=True)
     stock.load_lora_weights(tmp_path)
-    scalings = {
-        float(s) for m in stock.transformer.modules() if hasattr(m, "scaling") for s in m.scaling.values()
-    }
+    scalings = {float(s) for m in stock.transformer.modules() if hasattr(m, "scaling") for s in m.scaling.values()}
     assert scalings == {2.0}
     noise = sampler.initial_noise(rollout.clip_keys, 0, 0)
     made_frames, made_waveform = through_pipeline(stock, noise, PLAIN)

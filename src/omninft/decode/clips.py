@@ -15,7 +15,5 @@ def decode_clips(policy: Any, rollout: Rollout, geometry: Geometry, batch_size: 
     for start in range(0, len(rollout), batch_size):
         video, waveforms = policy.decode(rollout.latents[start : start + batch_size], geometry)
         for i, (frames, wave) in enumerate(zip(video, waveforms, strict=True), start):
-            clips.append(
-                Clip(frames, geometry.frame_rate, wave, geometry.sample_rate, prompts[i], samples[i])
-            )
+            clips.append(Clip(frames, geometry.frame_rate, wave, geometry.sample_rate, prompts[i], samples[i]))
     return clips

@@ -59,7 +59,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], LoraConfig]:
         header = json.loads((handle.metadata() or {}).get("lora_adapter_metadata", "{}"))
         state = {
             key.removeprefix("transformer.").removesuffix(".weight"): handle.get_tensor(key).float()
-            for key in handle.keys()
+            for key in handle.keys()  # noqa: SIM118 (not a dict)
         }
     try:
         rank, alpha = int(header["transformer.r"]), float(header["transformer.lora_alpha"])

@@ -8,7 +8,7 @@ pack as `b c f h w -> b (f h w) c`, audio latents as `b c t m -> b t (c m)`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -204,7 +204,9 @@ class LTX2Policy:
         pixels = frames.permute(0, 3, 1, 2)[:, :, None].to(self.device, pipe.vae.dtype) / 127.5 - 1
         first = pipe.vae.encode(pixels).latent_dist.mode().float()
         vae = pipe.vae
-        first = pipe._normalize_latents(first, vae.latents_mean.float(), vae.latents_std.float(), vae.config.scaling_factor)
+        first = pipe._normalize_latents(
+            first, vae.latents_mean.float(), vae.latents_std.float(), vae.config.scaling_factor
+        )
         tokens = pipe._pack_latents(first)
         video = torch.zeros(len(frames), geometry.video_tokens, geometry.video_channels, device=self.device)
         video[:, : tokens.shape[1]] = tokens
@@ -222,7 +224,9 @@ class LTX2Policy:
             video, vae.latents_mean.float(), vae.latents_std.float(), vae.config.scaling_factor
         )
         # With a decode noise of 0, timestep-conditioned decoders are told that the latents are clean.
-        timestep = torch.zeros(len(latents), device=self.device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        timestep = (
+            torch.zeros(len(latents), device=self.device, dtype=vae.dtype) if vae.config.timestep_conditioning else None
+        )
         frames = vae.decode(video.to(vae.dtype), timestep, return_dict=False)[0].float()
         frames = ((frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         audio = pipe._denormalize_audio_latents(
@@ -243,7 +247,7 @@ class CachedRotary(nn.Module):
         self.rotary = rotary
         self._kept: dict[tuple[int, ...], tuple[Tensor, tuple[Tensor, Tensor]]] = {}
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:

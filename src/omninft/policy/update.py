@@ -32,7 +32,7 @@ _AUDIO_MODULES = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff
 
 
 def stream_of(parameter: str) -> str:
-    """"video" or "audio": which stream the module that owns this parameter writes to."""
+    """ "video" or "audio": which stream the module that owns this parameter writes to."""
     return "audio" if any(f".{m}." in parameter for m in _AUDIO_MODULES) else "video"
 
 
@@ -158,9 +158,7 @@ class PolicyUpdate:
 
         def predict(adapter: str) -> Latents:
             v = self.policy.velocity(noisy, level, context, g, adapter, given)
-            return Latents(
-                predict_x0(noisy.video, v.video, video_level), predict_x0(noisy.audio, v.audio, level)
-            )
+            return Latents(predict_x0(noisy.video, v.video, video_level), predict_x0(noisy.audio, v.audio, level))
 
         with torch.no_grad():
             old = predict("old")

@@ -56,7 +56,7 @@ def fit(
 
 
 def train_video_vae(data: WorldBatch, steps: int, seed: int, report: Report) -> AutoencoderKLLTX2Video:
-    """Autoencoder of the pictures. Mean plus small noise instead of a sampled posterior, which collapses at this size."""
+    """Autoencoder of the pictures, on mean plus small noise: a sampled posterior collapses at this size."""
     torch.manual_seed(seed)
     vae = AutoencoderKLLTX2Video(**sizes.VIDEO_VAE)
     backdrop = torch.as_tensor(bounce.backdrop()).permute(2, 0, 1)[None, :, None].float() * 2 - 1
@@ -139,7 +139,9 @@ def train_vocoder(data: WorldBatch, steps: int, seed: int, report: Report) -> LT
 @torch.no_grad()
 def encode_video(vae: AutoencoderKLLTX2Video, video: Any, batch: int = 64) -> Tensor:
     """Modes of the posterior, [B, C, f, h, w], not yet normalised."""
-    return torch.cat([vae.encode(to_pixels(video[i : i + batch])).latent_dist.mode() for i in range(0, len(video), batch)])
+    return torch.cat(
+        [vae.encode(to_pixels(video[i : i + batch])).latent_dist.mode() for i in range(0, len(video), batch)]
+    )
 
 
 @torch.no_grad()

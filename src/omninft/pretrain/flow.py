@@ -56,9 +56,7 @@ class FlowTraining:
             frames = (bounce.NUM_FRAMES - 1) // 4 + 1
             side = bounce.HEIGHT // 8
             device = next(self.transformer.parameters()).device
-            video = self.transformer.rope.prepare_video_coords(
-                batch, frames, side, side, device, fps=bounce.FRAME_RATE
-            )
+            video = self.transformer.rope.prepare_video_coords(batch, frames, side, side, device, fps=bounce.FRAME_RATE)
             self._coords = video, self.transformer.audio_rope.prepare_audio_coords(batch, audio_tokens, device)
         return self._coords
 
@@ -68,9 +66,7 @@ class FlowTraining:
         batch = self.size.transformer_batch
         index = torch.randint(len(data.video), (batch,), generator=generator)
         video, audio = data.video[index], data.audio[index]
-        caption = data.caption[index].masked_fill(
-            (torch.rand(batch, generator=generator) < CAPTION_DROP).to(device), 0
-        )
+        caption = data.caption[index].masked_fill((torch.rand(batch, generator=generator) < CAPTION_DROP).to(device), 0)
         # Mid noise levels decide layout and timing; a uniform share keeps the ends trained.
         mid = torch.sigmoid(0.2 + 1.2 * torch.randn(batch, generator=generator))
         flat = torch.rand(batch, generator=generator)
@@ -113,7 +109,8 @@ class FlowTraining:
         self.step += 1
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            averages, currents = list(self.average.parameters()), list(self.modules.parameters())
+            averages: list[Tensor] = list(self.average.parameters())
+            currents: list[Tensor] = list(self.modules.parameters())
             torch._foreach_lerp_(averages, currents, 1 - decay)
         return {"video": float(loss_v.detach()), "audio": float(loss_a.detach()), "gradient_norm": float(norm)}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from functools import cache
 
-import librosa
 import torch
+from librosa.filters import mel as mel_filters
 from torch import Tensor
 
 from omninft.pretrain.sizes import HOP, MEL_BINS
@@ -22,7 +22,7 @@ FLOOR = 1e-4
 @cache
 def _filters(sample_rate: int) -> Tensor:
     return torch.from_numpy(
-        librosa.filters.mel(sr=sample_rate, n_fft=N_FFT, n_mels=MEL_BINS, fmin=100, fmax=4000, htk=True, norm=None)
+        mel_filters(sr=sample_rate, n_fft=N_FFT, n_mels=MEL_BINS, fmin=100, fmax=4000, htk=True, norm=None)
     )
 
 

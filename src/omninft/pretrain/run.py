@@ -143,7 +143,9 @@ def _encode(
         z = autoencoders.encode_video(vae, batch.video)
         mean, std = (t.view(1, -1, 1, 1, 1) for t in (vae.latents_mean, vae.latents_std))
         video.append(LTX2Pipeline._pack_latents((z - mean) / std))
-        audio.append((autoencoders.encode_audio(audio_vae, batch.waveforms) - audio_vae.latents_mean) / audio_vae.latents_std)
+        audio.append(
+            (autoencoders.encode_audio(audio_vae, batch.waveforms) - audio_vae.latents_mean) / audio_vae.latents_std
+        )
         caption.append(torch.tensor([rows[c] for c in batch.captions]))
         progress("encode", min(done + chunk, size.clips), size.clips, {})
     data = Encoded(torch.cat(video), torch.cat(audio), states, mask, torch.cat(caption))

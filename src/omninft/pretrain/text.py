@@ -51,7 +51,7 @@ def build_text_encoder(seed: int) -> Gemma3ForConditionalGeneration:
 def encode_captions(
     encoder: Gemma3ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, captions: list[str]
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states of all layers, [B, L, width * layers], and mask [B, L], as `LTX2Pipeline` hands them to connectors."""
+    """Hidden states of all layers [B, L, width * layers] and mask [B, L], as connectors read them."""
     tokens = tokenizer(
         captions, padding="max_length", max_length=sizes.TEXT_TOKENS, truncation=True, return_tensors="pt"
     )

@@ -37,7 +37,7 @@ def _events(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sync_offset_ms(clip: Clip) -> float:
-    """Mean distance of the best one-to-one pairs of events and onsets, ms; at most NO_MATCH, and that without a pair."""
+    """Mean distance of the best one-to-one pairs of events and onsets, ms; NO_MATCH at most, and without a pair."""
     seen, heard = _events(clip)
     if not len(seen) or not len(heard):
         return NO_MATCH

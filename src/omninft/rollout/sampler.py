@@ -95,9 +95,7 @@ class RolloutSampler:
         has_frame = torch.tensor([bool(p) for p in paths], device=given.mask.device)
         return Conditioning(given.video, given.mask & has_frame[:, None])
 
-    def _integrate(
-        self, noise: Latents, context: TextContext, adapter: str, given: Conditioning | None
-    ) -> Latents:
+    def _integrate(self, noise: Latents, context: TextContext, adapter: str, given: Conditioning | None) -> Latents:
         """Euler steps from noise to clean latents."""
         video, audio = noise.video, noise.audio
         negative = self._negative_context(len(noise))
@@ -168,7 +166,9 @@ def guide(clean: Tensor, weaker: list[tuple[Tensor, float]], guidance: GuidanceC
     return guided
 
 
-def batches(groups: list[PromptGroup], batch_size: int, rank: int = 0, world: int = 1) -> Iterator[tuple[PromptGroup, ...]]:
+def batches(
+    groups: list[PromptGroup], batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[PromptGroup, ...]]:
     """This process's share of the groups' clips, in order, in batches; a group may be cut between batches."""
     clips = [(g.prompt, s) for g in groups for s in g.samples]
     share = len(clips) // world

@@ -7,9 +7,11 @@ in which an audio peak counts when a video peak lies strictly within one frame.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
-import librosa
 import numpy as np
+from librosa.onset import onset_detect, onset_strength
 
 from omninft.types import Clip, OmniNFTError
 
@@ -30,8 +32,8 @@ def audio_peaks(clip: Clip) -> np.ndarray:
     if clip.waveform.size == 0:
         raise OmniNFTError("the clip has no sound")
     mono = clip.waveform.mean(axis=0)
-    strength = librosa.onset.onset_strength(y=mono, sr=clip.sample_rate)
-    return np.asarray(librosa.onset.onset_detect(onset_envelope=strength, sr=clip.sample_rate, units="time"))
+    strength = onset_strength(y=mono, sr=clip.sample_rate)
+    return np.asarray(onset_detect(onset_envelope=strength, sr=clip.sample_rate, units="time"))
 
 
 def flow_magnitudes(clip: Clip) -> np.ndarray:
@@ -50,7 +52,7 @@ def flow_magnitudes(clip: Clip) -> np.ndarray:
         grey = [cv2.resize(g, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR) for g in grey]
     flows = [
         cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK)  # type: ignore[call-overload]
-        for a, b in zip(grey[:-1], grey[1:], strict=True)
+        for a, b in pairwise(grey)
     ]
     magnitudes = [float(np.hypot(f[..., 0], f[..., 1]).mean()) for f in flows]
     return np.array([magnitudes[0], *magnitudes])

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import librosa
 import numpy as np
+from librosa.filters import mel
 from scipy.optimize import nnls
 from scipy.signal import find_peaks
 
@@ -260,9 +260,7 @@ def _noise_floor(wave: np.ndarray, lasts: float, times: np.ndarray, strengths: n
 
 @cache
 def _mel_filters() -> np.ndarray:
-    return librosa.filters.mel(
-        sr=bounce.SAMPLE_RATE, n_fft=_WINDOW, n_mels=_MEL_BANDS, fmin=50, fmax=bounce.SAMPLE_RATE / 2, norm=None
-    )
+    return mel(sr=bounce.SAMPLE_RATE, n_fft=_WINDOW, n_mels=_MEL_BANDS, fmin=50, fmax=bounce.SAMPLE_RATE / 2, norm=None)
 
 
 def _log_mel(wave: np.ndarray) -> np.ndarray:

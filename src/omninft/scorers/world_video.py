@@ -67,14 +67,25 @@ class VideoFacts:
 def video_facts(clip: Clip) -> VideoFacts:
     """Measure the frames of a clip, once.
 
-    Raises OmniNFTError for frames that are not uint8 [25, 32, 32, 3] at 12 Hz.
+    Frames that were enlarged by a whole factor are brought back to size first.
+
+    Raises OmniNFTError for frames that are not uint8 [25, 32, 32, 3] (or enlarged) at 12 Hz.
     """
     facts: VideoFacts = clip.view("world_video", _measure)
     return facts
 
 
+def _at_world_size(frames: np.ndarray) -> np.ndarray:
+    """Frames that were enlarged by a whole factor for viewing, back at the world's size by block means."""
+    factor = frames.shape[1] // bounce.HEIGHT if frames.ndim == 4 else 1
+    if factor < 2 or frames.shape[1:3] != (factor * bounce.HEIGHT, factor * bounce.WIDTH):
+        return frames
+    blocks = frames.reshape(len(frames), bounce.HEIGHT, factor, bounce.WIDTH, factor, 3)
+    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+
+
 def _measure(clip: Clip) -> VideoFacts:
-    frames = np.asarray(clip.video)
+    frames = _at_world_size(np.asarray(clip.video))
     if frames.shape != SHAPE or frames.dtype != np.uint8:
         raise OmniNFTError(
             f"the bounce world's video is uint8 {list(SHAPE)}, found {frames.dtype} {list(frames.shape)}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -128,7 +129,7 @@ def ball_heights(scene: Scene) -> np.ndarray:
     hits = [scene.events[0] - scene.lead, *scene.events, scene.events[-1] + scene.trail]
     t = np.arange(NUM_FRAMES, dtype=np.float64)
     heights = np.zeros(NUM_FRAMES)
-    for a, b in zip(hits[:-1], hits[1:], strict=True):
+    for a, b in pairwise(hits):
         inside = (t >= a) & (t <= b)
         heights[inside] = 0.5 * GRAVITY * (t[inside] - a) * (b - t[inside])
     return heights
@@ -206,7 +207,9 @@ def compose(
 def lamp_stand(x: float | np.ndarray) -> np.ndarray:
     """Coverage of the stand under a lamp at x, [*S, H, W]."""
     top = LAMP_Y + LAMP_RADIUS
-    return box(np.asarray(x), np.full_like(np.asarray(x, dtype=np.float64), (top + FLOOR_TOP) / 2), 1.0, FLOOR_TOP - top)
+    return box(
+        np.asarray(x), np.full_like(np.asarray(x, dtype=np.float64), (top + FLOOR_TOP) / 2), 1.0, FLOOR_TOP - top
+    )
 
 
 def render_video(scene: Scene) -> np.ndarray:
