@@ -35,7 +35,8 @@ def loudness(clips: list[Clip]) -> list[float | None]:
 
 
 def save_model(folder: Path, version: str = "ltx-2") -> Path:
-    random_pipeline(version).save_pretrained(folder)
+    # Three blocks, so that the surgery schedule has a shallow, a middle and a deep one.
+    random_pipeline(version, num_layers=3).save_pretrained(folder)
     size = {"num_frames": 9, "height": 32, "width": 32, "frame_rate": 12.0}
     (folder / CLIP_FILE).write_text(json.dumps(size))
     return folder

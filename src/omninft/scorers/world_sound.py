@@ -33,7 +33,7 @@ _SILENCE, _LOUD = -56.0, -32.0  # dBFS between which a sound comes to count
 _CLIPPED = 0.99
 _QUIET = 1e-3  # share of its first amplitude at which a sound is over
 _MEL_BANDS = 24
-_MEL_FLOOR = 1e-6  # of full scale in power, -60 dBFS
+_FLOOR = 1e-6  # power under which levels and spectra are not compared, -60 dBFS
 
 SOURCES = tuple((kind, pitch) for kind in bounce.KINDS for pitch in bounce.PITCHES[kind])
 # Seconds from an onset until a tone and a buzz are over, per source.
@@ -54,6 +54,7 @@ class SoundFacts:
     purity: float  # share of the power that lies on the lines of the dominant source
     noise_floor: float  # dBFS where nothing should sound, -120 at least
     clipping: float  # share of samples at full scale
+    envelope_error: float  # dB, mean distance of the level over time from that of the world's sounds at the onsets
 
     @property
     def source(self) -> tuple[str, str]:
@@ -132,6 +133,7 @@ def _measure(clip: Clip) -> SoundFacts:
         purity=float(likely @ (_lines() @ spectrum)) / max(float(spectrum.sum()), 1e-12),
         noise_floor=_noise_floor(wave, float(likely @ _DURATIONS), times, strengths),
         clipping=float((np.abs(raw) >= _CLIPPED).mean()),
+        envelope_error=_envelope_error(wave, likely, times, strengths),
     )
 
 
@@ -259,6 +261,34 @@ def _noise_floor(wave: np.ndarray, lasts: float, times: np.ndarray, strengths: n
 
 
 @cache
+def _decay_energy(kind: str) -> np.ndarray:
+    """Energy of a sound's envelope up to each sample after its onset, [N + 1], in samples."""
+    return np.concatenate([[0.0], np.cumsum(np.square(bounce.envelope(kind, (0.0,))))])
+
+
+def _envelope_error(wave: np.ndarray, likely: np.ndarray, times: np.ndarray, strengths: np.ndarray) -> float:
+    """dB, mean over 10 ms frames: the wave's level against that of the likely sources' [6] sounds at the onsets."""
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    edges = np.arange(0, len(wave) + 1, _HOP)
+    level = 10 * np.log10(np.diff(energy[edges]) / _HOP + _FLOOR)
+    error = 0.0
+    for kind in bounce.KINDS:
+        weight = float(likely[[k == kind for k, _ in SOURCES]].sum())
+        if weight < 0.01:
+            continue
+        decay = _decay_energy(kind)
+        grid = np.arange(len(decay))
+        expected = np.zeros(len(level))
+        for start, strength in zip(times * bounce.SAMPLE_RATE, strengths, strict=True):
+            # As loud as the clip is over the first 60 ms; a faint onset is a whole one from half strength on.
+            first = np.clip([int(start), int(start) + 6 * _HOP], 0, len(wave))
+            gain = float(energy[first[1]] - energy[first[0]]) / decay[6 * _HOP] * min(strength / 0.5, 1.0)
+            expected = np.maximum(expected, gain * np.diff(np.interp(edges - start, grid, decay)) / _HOP)
+        error += weight * float(np.abs(level - 10 * np.log10(expected + _FLOOR)).mean())
+    return error
+
+
+@cache
 def _mel_filters() -> np.ndarray:
     return mel(sr=bounce.SAMPLE_RATE, n_fft=_WINDOW, n_mels=_MEL_BANDS, fmin=50, fmax=bounce.SAMPLE_RATE / 2, norm=None)
 
@@ -266,7 +296,7 @@ def _mel_filters() -> np.ndarray:
 def _log_mel(wave: np.ndarray) -> np.ndarray:
     """dB of full scale, [frames, bands], floored at -60."""
     scale = 2 / _hann().sum() ** 2  # a sine of amplitude 1 has 0.5 in its three bins together, about
-    return np.asarray(10 * np.log10(_power(wave) * scale @ _mel_filters().T + _MEL_FLOOR))
+    return np.asarray(10 * np.log10(_power(wave) * scale @ _mel_filters().T + _FLOOR))
 
 
 def _resynthesise(clip: Clip) -> Resynthesis:

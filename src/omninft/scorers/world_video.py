@@ -78,7 +78,7 @@ def video_facts(clip: Clip) -> VideoFacts:
 def _at_world_size(frames: np.ndarray) -> np.ndarray:
     """Frames that were enlarged by a whole factor for viewing, back at the world's size by block means."""
     factor = frames.shape[1] // bounce.HEIGHT if frames.ndim == 4 else 1
-    if factor < 2 or frames.shape[1:3] != (factor * bounce.HEIGHT, factor * bounce.WIDTH):
+    if factor < 2 or frames.dtype != np.uint8 or frames.shape[1:3] != (factor * bounce.HEIGHT, factor * bounce.WIDTH):
         return frames
     blocks = frames.reshape(len(frames), bounce.HEIGHT, factor, bounce.WIDTH, factor, 3)
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
