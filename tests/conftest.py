@@ -6,6 +6,21 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest
 import torch
 
+from omninft.models.policy import LTX2Policy
+from tests.random_models import make_policy
+
 torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def moved_policy() -> LTX2Policy:
+    """A small random policy whose current adapter (rank 2, alpha 4: a scaling of 2) differs from old and reference."""
+    policy = make_policy()
+    torch.manual_seed(1)
+    for key, tensor in policy.adapters.state("current").items():
+        if key.endswith("lora_B"):
+            tensor.normal_(0, 0.1)
+    return policy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -12,31 +12,32 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 
-class Display(Protocol):
-    """Receives a run's events in order."""
+class Display:
+    """Receives a run's events in order; this one shows nothing."""
 
-    def start(self, run: Any) -> None: ...
-    def stage(self, name: str) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
-    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None: ...
-    def warning(self, message: str) -> None: ...
-    def close(self) -> None: ...
+    def start(self, run: Any) -> None:
+        """The run is put together."""
+
+    def stage(self, name: str) -> None:
+        """A stage of the iteration begins."""
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """An evaluation has done so many clips."""
+
+    def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
+        """An iteration ended."""
+
+    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None:
+        """An evaluation ended."""
+
+    def warning(self, message: str) -> None:
+        """Something a person should know."""
+
+    def close(self) -> None:
+        """The run is over."""
 
 
-class QuietDisplay:
-    """Shows nothing."""
-
-    def start(self, run: Any) -> None: ...
-    def stage(self, name: str) -> None: ...
-    def progress(self, label: str, done: int, total: int) -> None: ...
-    def iteration(self, iteration: int, metrics: dict[str, float]) -> None: ...
-    def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None: ...
-    def warning(self, message: str) -> None: ...
-    def close(self) -> None: ...
-
-
-class ConsoleDisplay:
+class ConsoleDisplay(Display):
     """A live bar with the stage and the time left on a terminal; one line an iteration in a file or a pipe."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -25,7 +25,7 @@ from omninft.credit.regions import attention_column_sums, collection_steps
 from omninft.credit.surgery import GradientSurgery
 from omninft.decode.clips import decode_clips
 from omninft.decode.first_frame import read_first_frame
-from omninft.display import Display, QuietDisplay
+from omninft.display import Display
 from omninft.distributed.processes import Processes
 from omninft.evaluate import EvaluationScores, Evaluator, save_scores
 from omninft.evaluation.paired import Group, Measure, PairedTable, compare_paired
@@ -67,7 +67,7 @@ class Run(AbstractContextManager["Run"]):
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         self.processes = Processes(config.distributed.backend)
         check_division(config, self.processes.world)
-        self.display = display if display is not None and self.processes.is_main else QuietDisplay()
+        self.display = display if display is not None and self.processes.is_main else Display()
         self.prompts = open_all_prompts(config)
         self.rewards, self.held_out = build_rewards(config)
         self.policy = LTX2Policy.load(config.model, config.seed)

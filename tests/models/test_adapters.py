@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.test_policy import PROMPTS, make_policy
+from tests.random_models import PROMPTS, make_policy
 
 from omninft.models.adapters import DEFAULT_TARGETS
 from omninft.models.policy import LTX2Policy
 from omninft.types import Latents, OmniNFTError
-
-
-@pytest.fixture
-def policy() -> LTX2Policy:
-    policy = make_policy()
-    torch.manual_seed(1)
-    for key, tensor in policy.adapters.state("current").items():
-        if key.endswith("lora_B"):
-            tensor.normal_(0, 0.1)
-    return policy
 
 
 def velocity(policy: LTX2Policy, adapter: str) -> Latents:
@@ -43,14 +33,16 @@ def test_starts_with_three_equal_policies() -> None:
     torch.testing.assert_close(made[0].video, made[2].video, atol=1e-6, rtol=1e-5)
 
 
-def test_a_forward_reads_the_adapter_it_names(policy: LTX2Policy) -> None:
+def test_a_forward_reads_the_adapter_it_names(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
     current, old = velocity(policy, "current"), velocity(policy, "old")
     assert (current.video - old.video).abs().max() > 1e-3
     policy.adapters.copy("current", "old")
     assert torch.equal(velocity(policy, "old").video, velocity(policy, "current").video)
 
 
-def test_folded_products_equal_peft_own_forward(policy: LTX2Policy) -> None:
+def test_folded_products_equal_peft_own_forward(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
     folded = velocity(policy, "current")
     policy.transformer.set_adapter("current")
     for layer in policy.adapters.layers:
@@ -60,7 +52,8 @@ def test_folded_products_equal_peft_own_forward(policy: LTX2Policy) -> None:
     torch.testing.assert_close(folded.audio, plain.audio, atol=1e-5, rtol=1e-4)
 
 
-def test_only_current_trains_and_every_parameter_gets_a_gradient(policy: LTX2Policy) -> None:
+def test_only_current_trains_and_every_parameter_gets_a_gradient(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
     assert all(".current." in name for name, _ in policy.adapters.named_parameters())
     # Predictions of the other two before and after must not touch what trains.
     with torch.no_grad():
@@ -76,7 +69,9 @@ def test_only_current_trains_and_every_parameter_gets_a_gradient(policy: LTX2Pol
     assert all(p.grad is None for n, p in policy.transformer.named_parameters() if ".current." not in n)
 
 
-def test_checkpointing_recomputes_with_the_same_adapter(policy: LTX2Policy) -> None:
+def test_checkpointing_recomputes_with_the_same_adapter(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
+
     def gradients() -> list[torch.Tensor]:
         for p in policy.adapters.parameters():
             p.grad = None
@@ -94,7 +89,8 @@ def test_checkpointing_recomputes_with_the_same_adapter(policy: LTX2Policy) -> N
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
 
 
-def test_old_moves_by_the_decay(policy: LTX2Policy) -> None:
+def test_old_moves_by_the_decay(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
     adapters = policy.adapters
     before = {k: v.clone() for k, v in adapters.state("old").items()}
     current = {k: v.clone() for k, v in adapters.state("current").items()}
@@ -108,7 +104,8 @@ def test_old_moves_by_the_decay(policy: LTX2Policy) -> None:
     assert (velocity(policy, "old").video - mixed.video).abs().max() > 1e-4
 
 
-def test_another_models_adapter_is_refused(policy: LTX2Policy) -> None:
+def test_another_models_adapter_is_refused(moved_policy: LTX2Policy) -> None:
+    policy = moved_policy
     state = {k: v.clone() for k, v in policy.adapters.state("current").items()}
     first = next(iter(state))
     with pytest.raises(OmniNFTError, match="has shape"):
@@ -119,8 +116,7 @@ def test_another_models_adapter_is_refused(policy: LTX2Policy) -> None:
 
 
 def test_adapters_are_float32_on_a_bfloat16_base() -> None:
-    from tests.models.test_policy import SMALL
-    from tests.random_models import random_pipeline
+    from tests.random_models import SMALL, random_pipeline
 
     from omninft.config import LoraConfig, ModelConfig
 

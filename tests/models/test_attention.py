@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_emb
-from tests.models.test_policy import groups, make_policy
+from tests.random_models import groups, make_policy
 
 from omninft.config import SamplingConfig
 from omninft.credit.regions import attention_column_sums

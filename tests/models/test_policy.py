@@ -5,57 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import LTX2Pipeline
-from tests.random_models import random_pipeline
+from tests.random_models import PROMPTS, groups, make_policy, through_pipeline
 
-from omninft.config import GuidanceConfig, LoraConfig, ModelConfig, SamplingConfig
-from omninft.models.loading import ClipDefaults
-from omninft.models.policy import LTX2Policy
+from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import Conditioning, Latents, OmniNFTError, Prompt, PromptGroup
-
-SMALL = ClipDefaults(9, 32, 32, 12.0)
-PROMPTS = ("a red ball bounces once a low tone rings once", "a blue lamp flashes twice")
-
-
-def make_policy(version: str = "ltx-2", **lora: float) -> LTX2Policy:
-    config = ModelConfig(lora=LoraConfig(rank=2, alpha=4))
-    return LTX2Policy(random_pipeline(version), config, clip_defaults=SMALL)
-
-
-def groups() -> tuple[PromptGroup, ...]:
-    return tuple(PromptGroup(Prompt(str(i), p, p, p), (0,)) for i, p in enumerate(PROMPTS))
-
-
-def through_pipeline(pipe: LTX2Pipeline, noise: Latents, sampling: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Frames in 0..255 and waveforms from `LTX2Pipeline.__call__` on the same noise."""
-    video, audio = sampling.video_guidance, sampling.audio_guidance
-    # The pipeline normalises given audio latents, so they go in as if they were not.
-    audio_noise = noise.audio * pipe.audio_vae.latents_std + pipe.audio_vae.latents_mean
-    frames, waveform = pipe(
-        prompt=list(PROMPTS),
-        height=32,
-        width=32,
-        num_frames=9,
-        frame_rate=12.0,
-        num_inference_steps=sampling.num_steps,
-        guidance_scale=video.text,
-        stg_scale=video.stg,
-        modality_scale=video.modality,
-        guidance_rescale=video.rescale,
-        audio_guidance_scale=audio.text,
-        audio_stg_scale=audio.stg,
-        audio_modality_scale=audio.modality,
-        audio_guidance_rescale=audio.rescale,
-        spatio_temporal_guidance_blocks=list(sampling.stg_blocks) or None,
-        latents=noise.video.clone(),
-        audio_latents=audio_noise,
-        max_sequence_length=pipe.tokenizer_max_length,
-        output_type="np",
-        return_dict=False,
-    )
-    return frames * 255, waveform.numpy()
-
+from omninft.types import Conditioning, Latents, OmniNFTError
 
 PLAIN = SamplingConfig(num_steps=3)
 GUIDED = SamplingConfig(

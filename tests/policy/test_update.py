@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.test_policy import make_policy
+from tests.random_models import make_policy
 
 from omninft.config import ObjectiveConfig, OptimiserConfig, SamplingConfig, SigmasConfig
 from omninft.distributed.processes import Processes

@@ -38,7 +38,6 @@ from omninft.worlds.wording import wordings
 
 # The sound of part of the training clips is out of time or miscounted, as the sound of web video is.
 DEFECTS = Defects(out_of_time=0.4, min_shift=0.06, max_shift=0.25, miscounted=0.1)
-AUTOENCODER_CLIPS = 2048
 CHECKPOINT_STEPS = 200
 
 # progress(stage, step, total, metrics)
@@ -98,11 +97,14 @@ def _train_autoencoders(size: Size, work: Path, seed: int, progress: Progress) -
     steps = {"vae": size.vae_steps, "audio_vae": size.audio_vae_steps, "vocoder": size.vocoder_steps}
     cores = os.cpu_count() or 1
     workers = min(2, cores, len(missing))
+    threads = max(1, cores // workers)
     context = get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
         queue = manager.Queue()
         jobs = [
-            pool.submit(_autoencoder_job, name, steps[name], work, seed, max(1, cores // workers), queue)
+            pool.submit(
+                _autoencoder_job, name, steps[name], size.autoencoder_clips, work, seed, max(1, cores // workers), queue
+            )
             for name in missing
         ]
         while not all(job.done() for job in jobs) or not queue.empty():
@@ -115,9 +117,9 @@ def _train_autoencoders(size: Size, work: Path, seed: int, progress: Progress) -
             job.result()
 
 
-def _autoencoder_job(name: str, steps: int, work: Path, seed: int, threads: int, queue: Any) -> None:
+def _autoencoder_job(name: str, steps: int, clips: int, work: Path, seed: int, threads: int, queue: Any) -> None:
     torch.set_num_threads(threads)
-    data = world_batch(AUTOENCODER_CLIPS, seed + 1)
+    data = world_batch(clips, seed + 1)
     train = _AUTOENCODERS[name][0]
     model = train(data, steps, seed, lambda step, terms: queue.put((name, step, steps, terms)))
     temporary = work / f".{name}.tmp"

@@ -123,6 +123,7 @@ class Size:
     transformer_steps: int = 2400
     transformer_batch: int = 32
     clips: int = 8192
+    autoencoder_clips: int = 2048
 
 
 def transformer_config(num_layers: int, video_head_dim: int, audio_head_dim: int, heads: int = 4) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from omninft.worlds.wording import read_request
 
 ERROR_SCALE = 0.11  # rmse of a frame, 0..1, that halves its quality
 COUNT_SCALE = 0.5  # events too many or too few that halve the score of a count
+ENVELOPE_SCALE = 2.0  # dB of error of the level over time that halve its score
 IMPURITY_MIDDLE, IMPURITY_SCALE = -8.0, 3.7  # dB of the power off the source's lines against all power
 FLOOR_MIDDLE, FLOOR_SCALE = -40.0, 6.0  # dBFS
 CLIPPING_SCALE = 0.01  # share of clipped samples that halves the score of clipping
@@ -61,14 +62,18 @@ def video_text(clip: Clip) -> float:
 
 
 def audio_quality(clip: Clip) -> float:
-    """Purity 5, quiet between the sounds 3, freedom from clipping 2; 0 for silence."""
+    """Level over time as the world's sounds have it 4, purity 3, quiet between sounds 2, no clipping 1; 0 for silence.
+
+    Purity and quiet are soon had; the level over time is what still tells good sounds from better ones.
+    """
     facts = sound_facts(clip)
     impurity = 10 * np.log10(max(1 - facts.purity, 1e-9))
     return facts.heard * _weighted_mean(
         [
-            (5.0, _falling(impurity, IMPURITY_MIDDLE, IMPURITY_SCALE)),
-            (3.0, _falling(facts.noise_floor, FLOOR_MIDDLE, FLOOR_SCALE)),
-            (2.0, 1 / (1 + facts.clipping / CLIPPING_SCALE)),
+            (4.0, 1 / (1 + facts.envelope_error / ENVELOPE_SCALE)),
+            (3.0, _falling(impurity, IMPURITY_MIDDLE, IMPURITY_SCALE)),
+            (2.0, _falling(facts.noise_floor, FLOOR_MIDDLE, FLOOR_SCALE)),
+            (1.0, 1 / (1 + facts.clipping / CLIPPING_SCALE)),
         ]
     )
 
@@ -157,7 +162,7 @@ class WorldReward:
     components: tuple[ComponentSpec, ...] = (
         ComponentSpec("video_quality", "video", "frames explained by the world's scene rendered from the estimates"),
         ComponentSpec("video_text", "video", "colour, kind, count and silent square as prompt_v asks"),
-        ComponentSpec("audio_quality", "audio", "purity, quiet between the sounds, no clipping"),
+        ComponentSpec("audio_quality", "audio", "level over time, purity, quiet between the sounds, no clipping"),
         ComponentSpec("audio_text", "audio", "pitch, kind of sound and count as prompt_a asks"),
         ComponentSpec("sync", "joint", "every event has its sound in time, and every sound its event"),
     )

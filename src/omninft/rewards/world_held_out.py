@@ -10,20 +10,23 @@ from scipy.optimize import linear_sum_assignment
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.rewards.world import score_table
 from omninft.scorers.av_align import av_align
-from omninft.scorers.world_sound import sound_facts
+from omninft.scorers.world_sound import resynthesis, sound_facts
 from omninft.scorers.world_video import video_facts
 from omninft.types import Clip, OmniNFTError, ScoreTable
 from omninft.worlds.wording import Request, read_request
 
 NO_MATCH = 500.0  # ms: the offset of a clip in which nothing seen has a sound
+MEL_CAP = 60.0  # dB: silence against full scale
 CERTAIN = 0.5  # strength from which an event counts as there
 FAINT_SQUARE = 0.5  # opacity from which a square counts as there
 
 
-def _request(clip: Clip) -> Request:
+def _request(clip: Clip, *parts: str) -> Request:
+    """What the prompt asks for. Raises OmniNFTError where it leaves one of these fields open."""
     request = read_request(clip.prompt.prompt_v, clip.prompt.prompt_a)
-    if request.kind is None or request.count is None:
-        raise OmniNFTError(f"the prompt asks for nothing of the bounce world: {clip.prompt.prompt_av!r}")
+    missing = [part for part in parts if getattr(request, part) is None]
+    if missing:
+        raise OmniNFTError(f"the prompt does not say {', '.join(missing)}: {clip.prompt.prompt_av!r}")
     return request
 
 
@@ -48,17 +51,18 @@ def sync_offset_ms(clip: Clip) -> float:
 
 def video_count_right(clip: Clip) -> float:
     """1 where as many events are seen as asked for, else 0."""
-    return float(len(_events(clip)[0]) == _request(clip).count)
+    return float(len(_events(clip)[0]) == _request(clip, "count").count)
 
 
 def audio_count_right(clip: Clip) -> float:
     """1 where as many sounds are heard as asked for, else 0."""
-    return float(len(_events(clip)[1]) == _request(clip).sound_count)
+    return float(len(_events(clip)[1]) == _request(clip, "sound_count").sound_count)
 
 
 def all_facts(clip: Clip) -> float:
     """1 where kind, colour, both counts, kind of sound and pitch are all as asked for, else 0."""
-    request, seen, heard = _request(clip), video_facts(clip), sound_facts(clip)
+    request = _request(clip, "kind", "colour", "count", "sound_kind", "sound_count", "pitch")
+    seen, heard = video_facts(clip), sound_facts(clip)
     return float(
         seen.kind == request.kind
         and seen.colour == request.colour
@@ -70,7 +74,7 @@ def all_facts(clip: Clip) -> float:
 
 def square_right(clip: Clip) -> float:
     """1 where the silent square is there iff asked for, else 0."""
-    return float((video_facts(clip).square >= FAINT_SQUARE) == _request(clip).square)
+    return float((video_facts(clip).square >= FAINT_SQUARE) == _request(clip, "kind").square)
 
 
 def sharpness(clip: Clip) -> float:
@@ -82,6 +86,11 @@ def steadiness(clip: Clip) -> float:
     """How little what should stand still changes: 1 - mean absolute change of the pixel rows of the floor, 0..1."""
     floor = clip.video[:, -2:].astype(np.float64) / 255
     return 1 - float(np.abs(np.diff(floor, axis=0)).mean())
+
+
+def mel_error(clip: Clip) -> float:
+    """Mean distance of the log-mel spectra of the sound and of its resynthesis, dB; MEL_CAP at most."""
+    return min(resynthesis(clip).mel_error, MEL_CAP)
 
 
 Formula = Callable[[Clip], float]
@@ -107,13 +116,21 @@ class WorldHeldOut:
         ComponentSpec("av_align", "joint", "AV-Align: peaks of optical flow and of sound coincide", range=(0.0, 25.0)),
         ComponentSpec("sharpness", "video", "edges of the source against the rendered ones"),
         ComponentSpec("steadiness", "video", "the floor does not flicker"),
+        ComponentSpec(
+            "mel_error",
+            "audio",
+            "log-mel distance of the sound to its resynthesis",
+            range=(0.0, MEL_CAP),
+            higher_is_better=False,
+            unit="dB",
+        ),
     )
     inputs: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a")
     licence = "this package's"
     model: str | None = None
 
     def score(self, clips: list[Clip]) -> ScoreTable:
-        """[B, 8]."""
+        """[B, 9]."""
         formulas: tuple[Formula, ...] = (
             sync_offset_ms,
             all_facts,
@@ -123,5 +140,6 @@ class WorldHeldOut:
             av_align,
             sharpness,
             steadiness,
+            mel_error,
         )
         return score_table(self.components, formulas, clips)
