@@ -111,7 +111,8 @@ def test_defects_touch_the_sound_only_and_in_their_share() -> None:
     shifted = [s for s in spoiled if len(s.sound_times) == s.count and s.sound_times != s.event_times]
     miscounted = [s for s in spoiled if len(s.sound_times) != s.count]
     assert len(shifted) / 3000 == pytest.approx(0.4, abs=0.03)
-    assert len(miscounted) / 3000 == pytest.approx(0.1, abs=0.02)
+    # Where three sounds leave no room for a fourth, none is added.
+    assert len(miscounted) / 3000 == pytest.approx(0.08, abs=0.02)
     assert [s.events for s in spoiled] == [s.events for s in honest]
     shifts = [abs(s.sound_times[-1] - s.event_times[-1]) for s in shifted if 0.3 < s.event_times[-1] < 1.6]
     assert min(shifts) >= 0.06 - 1e-9

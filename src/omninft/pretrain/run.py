@@ -102,9 +102,7 @@ def _train_autoencoders(size: Size, work: Path, seed: int, progress: Progress) -
     with context.Manager() as manager, ProcessPoolExecutor(workers, mp_context=context) as pool:
         queue = manager.Queue()
         jobs = [
-            pool.submit(
-                _autoencoder_job, name, steps[name], size.autoencoder_clips, work, seed, max(1, cores // workers), queue
-            )
+            pool.submit(_autoencoder_job, name, steps[name], size.autoencoder_clips, work, seed, threads, queue)
             for name in missing
         ]
         while not all(job.done() for job in jobs) or not queue.empty():

@@ -21,7 +21,7 @@ class Defects:
     out_of_time: float = 0.0  # every sound of the clip shifted by one offset
     max_shift: float = 0.25  # s
     min_shift: float = 0.06  # s
-    miscounted: float = 0.0  # one sound dropped or one added
+    miscounted: float = 0.0  # one sound dropped, or one added where there is room
 
     def __post_init__(self) -> None:
         if not 0 <= self.out_of_time + self.miscounted <= 1:
