@@ -84,6 +84,17 @@ def test_opposite_advantages_move_opposite_ways() -> None:
     assert agree > 0.99
 
 
+def test_each_loss_has_its_own_gradient_measured() -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.0)
+    metrics = setting.run(UP, [0.0] * 4)
+    probed = {k.removeprefix("branch_gradient/"): v for k, v in metrics.items() if k.startswith("branch_gradient/")}
+    assert set(probed) == {f"{b}_loss_in_{s}_stream" for b in ("video", "audio") for s in ("video", "audio")}
+    # Equal policies and advantages of 0: the audio loss has no gradient anywhere.
+    assert probed["audio_loss_in_audio_stream"] < 1e-6
+    assert probed["video_loss_in_video_stream"] > 1e-4
+    assert probed["video_loss_in_audio_stream"] > 0
+
+
 def test_zero_advantages_leave_equal_policies_where_they_are() -> None:
     setting = Setting(step_per="iteration", reference_weight=0.0)
     metrics = setting.run([0.0] * 4, [0.0] * 4)

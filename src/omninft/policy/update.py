@@ -27,6 +27,7 @@ from omninft.objectives.negative_aware import (
 )
 from omninft.types import BranchAdvantages, Geometry, Latents, OmniNFTError, Rollout
 
+PROBE_EVERY = 10  # iterations between measurements of each loss's own gradient; costs two backwards of one micro-batch
 # The stream whose residual a module writes: audio_to_video_attn writes into the video stream.
 _AUDIO_MODULES = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 
@@ -102,6 +103,7 @@ class PolicyUpdate:
             weight_decay=optimiser.weight_decay,
         )
         self.optimiser_step = 0
+        self._probes: dict[str, float] = {}
 
     def run(self, batch: TrainingBatch, iteration: int) -> dict[str, float]:
         """All optimiser steps of an iteration; returns what is logged (means over sigmas, clips and processes).
@@ -131,7 +133,8 @@ class PolicyUpdate:
             for key, total in zip(sums, totals, strict=True)
         }
         metrics |= {key: sum(n[key] for n in norms) / len(norms) for key in norms[0]}
-        metrics |= self._update_norms(before)
+        metrics |= self._update_norms(before) | self._probes
+        self._probes = {}
         metrics |= self._deviation(last)
         return metrics
 
@@ -191,6 +194,8 @@ class PolicyUpdate:
                 options=self.options,
             )
             self._require_finite_losses(video, audio, sigma, keys, iteration)
+            if iteration % PROBE_EVERY == 0 and number == 0 and rows.start == 0:
+                self._probes = self._probe(video.loss, audio.loss)
             self._backward(self.objective.video_weight * video.loss, self.objective.audio_weight * audio.loss)
         return video, audio, (noisy, level, video_level, context, given, old)
 
@@ -202,6 +207,20 @@ class PolicyUpdate:
             return
         with self.surgery or nullcontext():
             (video_loss + audio_loss).backward()
+
+    def _probe(self, video_loss: Tensor, audio_loss: Tensor) -> dict[str, float]:
+        """Gradient norm of each branch's loss alone in each stream, on this process's first micro-batch."""
+        norms: dict[str, float] = {}
+        for branch, loss in (("video", video_loss), ("audio", audio_loss)):
+            with (self.surgery if branch == "video" or not self.video_loss_only else None) or nullcontext():
+                gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+            squares = {"video": 0.0, "audio": 0.0}
+            for (name, _), gradient in zip(self.named, gradients, strict=True):
+                if gradient is not None:
+                    squares[stream_of(name)] += float(gradient.square().sum())
+            for stream, square in squares.items():
+                norms[f"branch_gradient/{branch}_loss_in_{stream}_stream"] = square**0.5
+        return norms
 
     def _require_finite_losses(
         self, video: BranchLoss, audio: BranchLoss, sigma: float, keys: list[tuple[str, int]], iteration: int

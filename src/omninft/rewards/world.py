@@ -99,6 +99,8 @@ def audio_text(clip: Clip) -> float:
 def sync(clip: Clip) -> float:
     """How well every event seen has its sound, and every sound its event; 0 where there is neither."""
     seen, heard = video_facts(clip), sound_facts(clip)
+    # What the report marks under the player.
+    clip.views["events"] = {"video": seen.event_times.tolist(), "audio": heard.onset_times.tolist()}
     return synchrony(seen.event_times, seen.event_strengths, heard.onset_times, heard.onset_strengths)
 
 
