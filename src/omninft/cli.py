@@ -258,6 +258,9 @@ def main(run: Callable[[], Any] = app) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         run()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped at once; a run goes on from its last checkpoint with --resume")
+        sys.exit(130)
     except OmniNFTError as error:
         Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", escape(str(error)), highlight=False)
         sys.exit(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -30,8 +31,8 @@ class Display:
     def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None:
         """An evaluation ended."""
 
-    def warning(self, message: str) -> None:
-        """Something a person should know."""
+    def message(self, level: str, message: str) -> None:
+        """Something a person should know; level is info, warning or error."""
 
     def close(self) -> None:
         """The run is over."""
@@ -109,8 +110,9 @@ class ConsoleDisplay(Display):
             self.console.print(f"  {split} after {iteration}: {listed}", highlight=False)
         self._note("")
 
-    def warning(self, message: str) -> None:
-        self.console.print(f"[yellow]warning:[/yellow] {message}", highlight=False)
+    def message(self, level: str, message: str) -> None:
+        style = "dim" if level == "info" else "yellow"
+        self.console.print(f"[{style}]{level}:[/{style}] {escape(message)}", highlight=False)
 
     def close(self) -> None:
         if self.live is not None:

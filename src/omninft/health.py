@@ -26,7 +26,7 @@ class HealthCheck:
             "blocks": len(policy.blocks),
             "surgery_blocks": surgery.bound if surgery is not None else 0,
         }
-        self._checked = False
+        self.checked = False
 
     def after_iteration(self, iteration: int, metrics: dict[str, float], num_clips: int) -> list[str]:
         """Warnings about this iteration; the first call also checks that training took hold at all.
@@ -34,9 +34,9 @@ class HealthCheck:
         Raises:
             OmniNFTError: the self-check failed: surgery hooks did not fire, or the adapters did not move.
         """
-        if not self._checked:
+        if not self.checked:
             self._self_check(iteration, metrics)
-            self._checked = True
+            self.checked = True
         warnings = []
         for stream in STREAMS:
             if metrics.get(f"gradient_norm/{stream}", 1.0) == 0.0:
@@ -51,6 +51,16 @@ class HealthCheck:
             listed = ", ".join(f"{name} {count} of {num_clips}" for name, count in missing.items())
             warnings.append(f"scores are missing: {listed}")
         return warnings
+
+    def summary(self) -> str:
+        """What the self-check found, in a line."""
+        f = self.facts
+        fired = f"fired in {f['surgery_fired']} of {f['surgery_blocks']} blocks" if "surgery_fired" in f else "off"
+        return (
+            f"self-check passed: {f['lora_modules']} LoRA modules, surgery {fired}, current moved by up to "
+            f"{f['moved_from_old']:.2g} from old, gradient norms video {f['gradient_norm_video']:.2g} and "
+            f"audio {f['gradient_norm_audio']:.2g}"
+        )
 
     def _self_check(self, iteration: int, metrics: dict[str, float]) -> None:
         if self.surgery is not None:

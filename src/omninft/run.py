@@ -32,7 +32,7 @@ from omninft.evaluation.paired import Group, Measure, PairedTable, compare_paire
 from omninft.export.lora import export_lora
 from omninft.gallery.report import write_report
 from omninft.health import HealthCheck
-from omninft.metrics import MetricsLog
+from omninft.metrics import Level, MetricsLog
 from omninft.models.attention import V2ARecorder
 from omninft.models.policy import LTX2Policy
 from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, training_sigmas
@@ -61,11 +61,15 @@ DEV_NOISE, TEST_NOISE = -1, -2
 class Run(AbstractContextManager["Run"]):
     """Everything a training run needs, made once. `train.py` calls it stage by stage."""
 
-    def __init__(self, config: Config, folder: Path, display: Display | None = None, resume: bool = False) -> None:
+    def __init__(
+        self, config: Config, folder: Path | None, display: Display | None = None, resume: bool = False
+    ) -> None:
         self.started = time.monotonic()
-        self.config, self.folder = config, folder
+        self.config = config
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         self.processes = Processes(config.distributed.backend)
+        # One process decides: a moment later the folder it makes would send another to the next free name.
+        self.folder = self.processes.gather(folder or new_run_folder(config))[0]
         check_division(config, self.processes.world)
         self.display = display if display is not None and self.processes.is_main else Display()
         self.prompts = open_all_prompts(config)
@@ -93,7 +97,7 @@ class Run(AbstractContextManager["Run"]):
             config.credit.surgery.scope == "video_loss_only",
         )
         self.health = HealthCheck(self.policy, self.surgery, self.recorder)
-        self.store = CheckpointStore(folder, config.run.keep_last)
+        self.store = CheckpointStore(self.folder, config.run.keep_last)
         self.iteration, self.elapsed_before = 0, 0.0
         self.stop_requested = False
         self._times: dict[str, float] = {}
@@ -213,8 +217,11 @@ class Run(AbstractContextManager["Run"]):
             metrics[f"reward/{name}"] = float(np.mean(column[valid])) if valid.any() else float("nan")
             metrics[f"missing/{name}"] = float((~valid).sum())
         metrics |= credit.metrics | update
+        first = not self.health.checked
         for message in self.health.after_iteration(self.iteration, metrics, len(table.values)):
-            self.warn(message)
+            self.say("warning", message)
+        if first:
+            self.say("info", self.health.summary())
         metrics |= {f"time/{stage}": seconds for stage, seconds in self._times.items()}
         metrics["seconds"] = time.monotonic() - self._iteration_started
         metrics["elapsed"] = self.elapsed
@@ -223,11 +230,11 @@ class Run(AbstractContextManager["Run"]):
             self.metrics.iteration(self.iteration, metrics)
         self.display.iteration(self.iteration, metrics)
 
-    def warn(self, message: str) -> None:
+    def say(self, level: Level, message: str) -> None:
         """Say it now and keep it for the report."""
         if self.metrics is not None:
-            self.metrics.event(self.iteration, "warning", message)
-        self.display.warning(message)
+            self.metrics.event(self.iteration, level, message)
+        self.display.message(level, message)
 
     @property
     def elapsed(self) -> float:
@@ -331,7 +338,7 @@ class Run(AbstractContextManager["Run"]):
         if self.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C means now
         self.stop_requested = True
-        self.display.warning("stopping after this iteration; press Ctrl-C again to stop at once")
+        self.display.message("warning", "stopping after this iteration; press Ctrl-C again to stop at once")
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._previous.items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from omninft.config import Config
 from omninft.display import Display
 from omninft.evaluation.paired import PairedTable
-from omninft.run import Run, join_rollouts, new_run_folder
+from omninft.run import Run, join_rollouts
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
     Raises:
         OmniNFTError: a config, prompt, reward, checkpoint or disk problem, or a loss that is no longer finite.
     """
-    folder = resume or new_run_folder(config)
-    with Run(config, folder, display, resume=resume is not None) as run:
+    with Run(config, resume, display, resume=resume is not None) as run:
         if run.iteration == 0:
             run.evaluate_dev("reference")
         for iteration in run.iterations():
@@ -56,4 +55,4 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
         finished = run.iteration >= config.run.iterations
         table = run.compare_on_test() if finished else None
         run.finish()
-    return TrainResult(folder, run.iteration, finished, table)
+    return TrainResult(run.folder, run.iteration, finished, table)

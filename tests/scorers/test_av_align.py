@@ -80,6 +80,7 @@ def test_small_frames_are_enlarged_by_a_whole_factor(monkeypatch, size, read):
         shapes.append((before.shape, after.shape))
         return np.zeros((*before.shape, 2), np.float32)
 
+    monkeypatch.setattr(scorer, "SMALLEST_SIDE", 128)
     monkeypatch.setattr(scorer.cv2, "calcOpticalFlowFarneback", spy)
     flow_magnitudes(clip_of(np.zeros((3, size, size, 3), np.uint8), clicks([])))
     assert shapes == [((read, read), (read, read))] * 2

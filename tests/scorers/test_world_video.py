@@ -97,7 +97,7 @@ def test_a_bounce_off_the_floor_counts_less_the_higher_it_is():
     for lift in (0, 2, 5):
         raised = whole.copy()
         raised[:, : bounce.FLOOR_TOP - lift] = whole[:, lift : bounce.FLOOR_TOP]
-        raised[:, bounce.FLOOR_TOP - lift : bounce.FLOOR_TOP] = whole[0, 0, 0] if lift else raised[:, :0]
+        raised[:, bounce.FLOOR_TOP - lift : bounce.FLOOR_TOP] = round(255 * bounce.BACKGROUND)
         strengths.append(facts_of(raised).event_strengths.sum())
     assert strengths[0] == pytest.approx(2, abs=0.02)
     assert 0.3 < strengths[1] < 1.5

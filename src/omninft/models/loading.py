@@ -85,9 +85,9 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         parts = {}
         if config.transformer != "transformer":
             parts["transformer"] = LTX2VideoTransformer3DModel.from_pretrained(
-                path, subfolder=config.transformer, revision=config.revision, torch_dtype=dtype
+                path, subfolder=config.transformer, revision=config.revision, dtype=dtype
             )
-        pipeline = LTX2Pipeline.from_pretrained(path, revision=config.revision, torch_dtype=dtype, **parts)
+        pipeline = LTX2Pipeline.from_pretrained(path, revision=config.revision, dtype=dtype, **parts)
     except (OSError, ValueError) as error:
         raise OmniNFTError(
             f"no LTX-2 pipeline could be loaded from {config.path!r} ({error}); expected 'tiny', a folder that "

@@ -45,10 +45,10 @@ at {rate:g} Hz with {seconds:.2f} s of mono sound at 16 kHz. It is there to try 
 
 ## What it learnt from, and what is wrong with it on purpose
 
-{clips} procedural clips, {steps} steps of batch {batch}. As in web video, part of the sound is at fault: in
-{late:.0%} of the training clips all of it is shifted by {low:.0f} to {high:.0f} ms early or late, and in up to
-{wrong:.0%} one sound is missing or added. Pictures and captions are right. So the model has room in sync, and, being small and
-briefly trained, in counts, text agreement and cleanliness.
+{clips} procedural clips, {steps} steps of batch {batch}. As in web video, part of the sound is at fault:
+in {late:.0%} of the training clips all of it is shifted by {low:.0f} to {high:.0f} ms early or late,
+and in up to {wrong:.0%} one sound is missing or added. Pictures and captions are right. So the model has
+room in sync, and, being small and briefly trained, in counts, text agreement and cleanliness.
 
 ## Measured
 

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from omninft.rewards.registry import CallableReward, ComponentSpec
+from omninft.rewards.runner import RewardRunner, missing_counts
+from omninft.types import Clip, Component, OmniNFTError, Prompt, ScoreTable
+
+
+def clips(count: int) -> list[Clip]:
+    return [
+        Clip(np.zeros((1, 2, 2, 3), np.uint8), 12.0, np.zeros((1, 4), np.float32), 16_000, Prompt("p", "", "", ""), i)
+        for i in range(count)
+    ]
+
+
+def reward(name: str, function: Callable[[list[Clip]], object]) -> CallableReward:
+    return CallableReward(name, function, (ComponentSpec(name, "joint", ""),))  # type: ignore[arg-type]
+
+
+def samples(batch: list[Clip]) -> list[float]:
+    return [float(c.sample) for c in batch]
+
+
+class Two:
+    """Two components; infinite or unexplained where the sample number says so."""
+
+    name, inputs, licence, model = "two", ("video",), "none", None
+    components = (ComponentSpec("first", "video", ""), ComponentSpec("second", "audio", "", higher_is_better=False))
+
+    def score(self, batch: list[Clip]) -> ScoreTable:
+        values = np.array([[c.sample, -c.sample] for c in batch], dtype=np.float64)
+        reasons = {}
+        for b, c in enumerate(batch):
+            if c.sample == 1:
+                values[b, 0] = np.inf
+            if c.sample == 2:
+                values[b, 1], reasons[b, 1] = np.nan, "too quiet"
+        return ScoreTable(tuple(s.component for s in self.components), values, reasons)
+
+
+def test_columns_of_all_rewards_side_by_side():
+    table = RewardRunner([reward("a", samples), Two()]).score(clips(4))
+    assert table.names == ("a", "first", "second")
+    assert table.components[2] == Component("second", "audio", -1.0)
+    np.testing.assert_array_equal(table.column("a"), [0, 1, 2, 3])
+    np.testing.assert_array_equal(table.column("first"), [0, np.nan, 2, 3])
+    assert table.reasons == {(1, 1): "two returned inf", (2, 2): "too quiet"}
+
+
+@pytest.mark.parametrize("culprit", range(7))
+def test_only_the_culprit_of_a_raising_batch_is_missing(culprit):
+    calls = []
+
+    def fragile(batch):
+        calls.append(len(batch))
+        if any(c.sample == culprit for c in batch):
+            raise RuntimeError("cannot look at this")
+        return samples(batch)
+
+    table = RewardRunner([reward("fragile", fragile), reward("sound", samples)]).score(clips(7))
+    expected = np.arange(7.0)
+    expected[culprit] = np.nan
+    np.testing.assert_array_equal(table.column("fragile"), expected)
+    np.testing.assert_array_equal(table.column("sound"), np.arange(7.0))
+    assert table.reasons == {(culprit, 0): "RuntimeError: cannot look at this"}
+    assert len(calls) <= 1 + 2 * 3
+
+
+def test_a_reward_of_several_components_is_missing_in_all_of_them():
+    class Broken(Two):
+        def score(self, batch):
+            raise OSError("service down")
+
+    table = RewardRunner([Broken()]).score(clips(3))
+    assert not table.valid.any()
+    assert table.reasons == {(b, k): "OSError: service down" for b in range(3) for k in range(2)}
+    assert missing_counts(table) == {"first": 3, "second": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (None, "returned None"),
+        (float("nan"), "odd returned nan"),
+        (float("-inf"), "odd returned -inf"),
+        ("text", "ValueError: could not convert string to float: 'text'"),
+    ],
+)
+def test_a_score_that_is_no_number_is_missing_never_0(given, reason):
+    odd = reward("odd", lambda batch: [given if c.sample == 1 else 0.5 for c in batch])
+    table = RewardRunner([odd]).score(clips(3))
+    np.testing.assert_array_equal(table.values[:, 0], [0.5, np.nan, 0.5])
+    assert table.reasons == {(1, 0): reason}
+
+
+def test_tensors_and_arrays_are_scores():
+    given = reward("tensors", lambda batch: torch.tensor([0.25 * c.sample for c in batch]))
+    np.testing.assert_array_equal(RewardRunner([given]).score(clips(3)).values[:, 0], [0, 0.25, 0.5])
+
+
+def test_a_wrong_number_of_scores_is_narrowed_down_to_single_clips():
+    def forgetful(batch):
+        return [float(c.sample) for c in batch if c.sample != 2]
+
+    table = RewardRunner([reward("forgetful", forgetful)]).score(clips(5))
+    np.testing.assert_array_equal(table.values[:, 0], [0, 1, np.nan, 3, 4])
+    assert table.reasons == {(2, 0): "ValueError: forgetful returned 0 scores for 1 clips"}
+
+
+def test_a_table_of_the_wrong_shape_is_narrowed_down():
+    class Shapeless(Two):
+        def score(self, batch):
+            table = super().score(batch)
+            return ScoreTable(table.components, table.values[:, :1]) if any(c.sample == 3 for c in batch) else table
+
+    table = RewardRunner([Shapeless()]).score([c for c in clips(5) if c.sample not in (1, 2)])
+    assert table.valid.tolist() == [[True, True], [False, False], [True, True]]
+    assert "[1, 1]" in table.reasons[1, 0]
+
+
+def test_an_interrupt_passes_through():
+    def interrupted(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RewardRunner([reward("slow", interrupted)]).score(clips(4))
+
+
+def test_two_components_of_one_name_are_refused_at_once():
+    with pytest.raises(OmniNFTError, match="same name: twin"):
+        RewardRunner([reward("twin", samples), reward("twin", samples)])
+
+
+def test_nothing_to_score():
+    table = RewardRunner([reward("a", samples)]).score([])
+    assert table.values.shape == (0, 1)
+    assert RewardRunner([]).score(clips(3)).values.shape == (3, 0)
+
+
+def test_submitted_batches_run_in_the_background_in_order():
+    gate, order = threading.Event(), []
+
+    def slow(batch):
+        gate.wait(5)
+        order.append(batch[0].sample)
+        return samples(batch)
+
+    threads = torch.get_num_threads()
+    with RewardRunner([reward("slow", slow)]) as runner:
+        futures = [runner.submit(clips(4)[i:]) for i in range(4)]
+        assert not futures[0].done()
+        assert order == []
+        gate.set()
+        tables = [f.result(timeout=5) for f in futures]
+    assert order == [0, 1, 2, 3]
+    assert [t.values[0, 0] for t in tables] == [0, 1, 2, 3]
+    assert torch.get_num_threads() == threads
+
+
+def test_submitted_clips_may_be_dropped_by_the_caller():
+    with RewardRunner([reward("a", samples)]) as runner:
+        batch = clips(3)
+        future = runner.submit(batch)
+        batch.clear()
+        assert future.result(timeout=5).values.shape == (3, 1)
+
+
+def test_an_interrupt_in_the_background_reaches_the_waiter():
+    def interrupted(batch):
+        raise KeyboardInterrupt
+
+    with RewardRunner([reward("slow", interrupted)]) as runner, pytest.raises(KeyboardInterrupt):
+        runner.submit(clips(2)).result(timeout=5)
+
+
+def half_missing(count: int = 10) -> ScoreTable:
+    values = np.zeros((count, 2))
+    values[: count // 2 + 1, 1] = np.nan
+    reasons = {(b, 1): f"ValueError: reason {b % 7}" for b in range(count // 2 + 1)}
+    return ScoreTable((Component("whole", "video"), Component("torn", "audio")), values, reasons)
+
+
+def test_too_many_missing_scores_stop_with_the_reasons():
+    with pytest.raises(OmniNFTError, match=r"more than 50%.*torn on 6 of 10 clips") as error:
+        RewardRunner([]).check_missing(half_missing())
+    assert "whole" not in str(error.value)
+    assert str(error.value).count("1 x ValueError") == 5
+    assert "and 1 more reasons" in str(error.value)
+
+
+def test_the_most_frequent_reason_comes_first():
+    values = np.full((4, 1), np.nan)
+    table = ScoreTable(
+        (Component("a", "video"),), values, {(0, 0): "rare", (1, 0): "often", (2, 0): "often", (3, 0): "often"}
+    )
+    with pytest.raises(OmniNFTError, match="3 x often; 1 x rare"):
+        RewardRunner([]).check_missing(table)
+
+
+def test_the_allowed_share_is_still_accepted():
+    table = half_missing()
+    RewardRunner([], max_missing_share=0.6).check_missing(table)
+    RewardRunner([], max_missing_share=1.0).check_missing(table)
+    with pytest.raises(OmniNFTError, match="more than 59%"):
+        RewardRunner([], max_missing_share=0.59).check_missing(table)
+    with pytest.raises(OmniNFTError, match=r"0\.\.1, found 1\.5"):
+        RewardRunner([], max_missing_share=1.5)
+
+
+def test_missing_scores_are_counted_per_component():
+    assert missing_counts(half_missing()) == {"whole": 0, "torn": 6}
