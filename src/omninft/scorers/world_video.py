@@ -197,13 +197,12 @@ def _look(
     # What is grey, black where the source hides it.
     rest = np.stack([pixels[..., i] - colour[i] * source for i in range(3)])
     square, square_track = _find_square(rest, coverage, np.moveaxis(backdrop, -1, 0).astype(np.float32))
-    boxes = _boxes(square_track) if square > 0.5 else None
     tint = colour if levels is None else levels[:, None] * colour
     return _Look(
         presence=_opacity(source, np.zeros_like(painted), painted),
         square=square,
         square_track=square_track,
-        errors=_errors(pixels, bounce.compose(coverage, tint, boxes, stand), coverage),
+        errors=_errors(pixels, bounce.compose(coverage, tint, None, stand), coverage),
         sharpness=_edge_slope(source, painted),
     )
 
@@ -434,12 +433,14 @@ def _fit_path(seen: np.ndarray, most: np.ndarray, setting: np.ndarray, step: flo
     return np.asarray(near[int(np.argmin(error))])
 
 
-def _boxes(track: np.ndarray) -> np.ndarray:
-    return bounce.box(track[:, 0], track[:, 1], bounce.SQUARE, bounce.SQUARE)
-
-
 def _errors(pixels: np.ndarray, rendered: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """Root mean squared error per frame, [T]; what stands out of the backdrop, found or rendered, weighs more."""
+    """Root mean squared error per frame, [T]; what stands out of the backdrop, found or rendered, weighs more.
+
+    Grey on top of the rendered scene, which holds no square, is passed over: it is judged as `square`. If it were an
+    error of the frames too, leaving the square out would look better than drawing it as well as one can.
+    """
+    grey = np.clip((pixels - rendered.astype(np.float32)).min(-1, keepdims=True), 0.0, None)
+    pixels = pixels - grey
     off = np.abs(pixels - bounce.backdrop().astype(np.float32))
     stray = np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2]) / 0.3
     weight = 1 + _OBJECT_WEIGHT * np.maximum(coverage.astype(np.float32), np.minimum(stray, 1.0))
