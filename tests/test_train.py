@@ -287,5 +287,5 @@ def test_a_given_first_frame_is_kept_and_the_rest_learns(model: Path, tmp_path: 
 
 
 def test_division_errors_name_what_would_do(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(OmniNFTError, match=r"8 clips .* micro_batch 3 does not divide; 2 would"):
+    with pytest.raises(OmniNFTError, match=r"8 clips .*micro_batch 3 does not divide; 2 would"):
         train(small_config(model, tmp_path, objective__micro_batch=3))
