@@ -26,7 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-console = Console(width=None if sys.stdout.isatty() else 120)
+# Files and pipes have no width of their own; lines that wrap at 80 columns are hard to search.
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 Overrides = Annotated[
     list[str] | None,

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from omninft.rewards import world as reward_module
 from omninft.rewards.world import WorldReward, count_match, offset_kernel, synchrony
 from omninft.rewards.world_held_out import NO_MATCH, WorldHeldOut
+from omninft.scorers.world_sound import sound_facts
 from omninft.types import Clip, Prompt, ScoreTable
 from omninft.worlds import bounce
 from omninft.worlds.dataset import world_batch
@@ -175,7 +177,16 @@ def test_blur_lowers_video_quality_by_degrees(world, truth):
         means.append(changed[:, 0].mean())
         np.testing.assert_allclose(changed[:, 2:4], truth.values[:32, 2:4])
     assert (np.diff(means) < -0.02).all()
-    assert means[-1] < 0.78
+    assert means[-1] < 0.85
+
+
+def test_haze_lowers_video_quality(world, truth):
+    means = [truth.column("video_quality")[:32].mean()]
+    for haze in (0.05, 0.1, 0.2):
+        changed = scored(world, video=lambda i, s, v, haze=haze: v + haze * (255 - v))
+        means.append(changed[:, 0].mean())
+    assert (np.diff(means) < -0.05).all()
+    assert means[-1] < 0.5
 
 
 def test_sound_noise_lowers_audio_quality_alone_and_by_degrees(world, truth):
@@ -191,6 +202,15 @@ def test_sound_noise_lowers_audio_quality_alone_and_by_degrees(world, truth):
 def test_clipped_sound_lowers_audio_quality_alone(world, truth):
     changed = scored(world, waveform=lambda i, s, w: np.clip(4 * w, -1, 1))
     assert_only(changed, truth, {"audio_quality": 0.1}, tolerance=0.05)
+
+
+def test_clipping_itself_costs(world, monkeypatch):
+    clip = clip_of(world.video[0], world.waveforms[0], prompt_for(world.scenes[0].attributes))
+    clean = reward_module.audio_quality(clip)
+    facts = sound_facts(clip)
+    for share, cost in ((0.001, 0.1 / 11), (0.01, 0.05), (0.1, 1 / 11)):
+        monkeypatch.setattr(reward_module, "sound_facts", lambda clip, share=share: replace(facts, clipping=share))
+        assert clean - reward_module.audio_quality(clip) == pytest.approx(cost, abs=1e-6)
 
 
 def test_black_video_scores_nothing_in_video_and_sync(world, truth):

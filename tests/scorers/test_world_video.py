@@ -133,6 +133,17 @@ def test_a_ghost_of_another_colour_takes_its_share():
     assert evidence[-1] < 0.02
 
 
+def test_between_ball_and_lamp_the_evidence_changes_hands_gradually():
+    ball, lamp = (bounce.render_video(scene(kind)).astype(float) for kind in ("ball", "lamp"))
+    share = np.linspace(0, 1, 21)
+    evidence = [shown((1 - a) * ball + a * lamp).kinds for a in share]
+    as_ball = np.array([e["ball"] / (e["ball"] + e["lamp"]) for e in evidence])
+    assert as_ball[0] > 0.99
+    assert as_ball[-1] < 0.01
+    assert (np.diff(as_ball) < 0.01).all()
+    assert np.abs(np.diff(as_ball)).max() < 0.25
+
+
 def test_a_faint_square_is_measured_by_its_opacity():
     path = (9.0, 1.1, 8.0)
     for kind in bounce.KINDS:

@@ -35,6 +35,8 @@ _JERK_SLACK = 0.8  # pixels / frame^2 by which a free flight may depart from its
 _JERK_FULL = 2.8  # pixels / frame^2 beyond the slack that make a whole bounce; the weakest of the world has 3.4
 _SPAN = bounce.WIDTH - bounce.SQUARE  # pixels a square travels from wall to wall
 _SQUARE_ROWS = slice(3, 23)  # pixel rows a square's centre may lie in
+# Grey a square adds to a frame, summed over its pixels, and a quarter more for one that is not quite sharp.
+_SQUARE_MASS = 1.25 * bounce.SQUARE**2 * (bounce.SQUARE_GREY - bounce.BACKGROUND)
 _NEGLIGIBLE = 0.01  # evidence for a kind that is not worth a rendering
 _OBJECT_WEIGHT = 6.0  # objects cover few pixels: without it the backdrop alone decides the error
 
@@ -437,10 +439,13 @@ def _errors(pixels: np.ndarray, rendered: np.ndarray, coverage: np.ndarray) -> n
     """Root mean squared error per frame, [T]; what stands out of the backdrop, found or rendered, weighs more.
 
     Grey on top of the rendered scene, which holds no square, is passed over: it is judged as `square`. If it were an
-    error of the frames too, leaving the square out would look better than drawing it as well as one can.
+    error of the frames too, leaving the square out would look better than drawing it as well as one can. No more grey
+    than a square has is passed over, or haze would cost nothing.
     """
-    grey = np.clip((pixels - rendered.astype(np.float32)).min(-1, keepdims=True), 0.0, None)
-    pixels = pixels - grey
+    above = pixels - rendered.astype(np.float32)
+    grey = np.maximum(np.minimum(np.minimum(above[..., 0], above[..., 1]), above[..., 2]), 0.0)
+    passed = np.minimum(_SQUARE_MASS / np.maximum(grey.sum((1, 2)), 1e-6), 1.0)
+    pixels = pixels - (passed[:, None, None] * grey)[..., None]
     off = np.abs(pixels - bounce.backdrop().astype(np.float32))
     stray = np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2]) / 0.3
     weight = 1 + _OBJECT_WEIGHT * np.maximum(coverage.astype(np.float32), np.minimum(stray, 1.0))
