@@ -211,11 +211,13 @@ class PolicyUpdate:
     def _probe(self, video_loss: Tensor, audio_loss: Tensor) -> dict[str, float]:
         """Gradient norm of each branch's loss alone in each stream, on this process's first micro-batch."""
         norms: dict[str, float] = {}
+        # A parameter that was frozen by mistake is named by `_step`, not here.
+        trained = [(name, p) for name, p in self.named if p.requires_grad]
         for branch, loss in (("video", video_loss), ("audio", audio_loss)):
             with (self.surgery if branch == "video" or not self.video_loss_only else None) or nullcontext():
-                gradients = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
+                gradients = torch.autograd.grad(loss, [p for _, p in trained], retain_graph=True, allow_unused=True)
             squares = {"video": 0.0, "audio": 0.0}
-            for (name, _), gradient in zip(self.named, gradients, strict=True):
+            for (name, _), gradient in zip(trained, gradients, strict=True):
                 if gradient is not None:
                     squares[stream_of(name)] += float(gradient.square().sum())
             for stream, square in squares.items():
@@ -230,7 +232,7 @@ class PolicyUpdate:
                 per_clip = branch.policy + branch.reference
                 culprits = [f"{p}#{s}" for (p, s), ok in zip(keys, torch.isfinite(per_clip), strict=True) if not ok]
                 raise OmniNFTError(
-                    f"iteration {iteration}, sigma {sigma:.4g}: the {name} loss is {float(branch.loss)} "
+                    f"iteration {iteration}, sigma {sigma:.4g}: the {name} loss is {float(branch.loss.detach())} "
                     f"(clips {', '.join(culprits[:3]) or 'none alone'}); nothing was updated, "
                     "the last checkpoint is intact. A lower learning rate or float32 usually helps"
                 )
