@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.test_policy import PLAIN
-from tests.random_models import groups, make_policy, random_pipeline, through_pipeline
 
 from omninft.config import SamplingConfig
 from omninft.export.lora import FILE_NAME, export_lora, read_lora
 from omninft.models.policy import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
+from tests.models.test_policy import PLAIN
+from tests.random_models import groups, make_policy, random_pipeline, through_pipeline
 
 
 def test_a_stock_pipeline_makes_the_same_clips(moved_policy: LTX2Policy, tmp_path: Path) -> None:

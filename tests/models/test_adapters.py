@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.random_models import PROMPTS, make_policy
 
 from omninft.models.adapters import DEFAULT_TARGETS
 from omninft.models.policy import LTX2Policy
 from omninft.types import Latents, OmniNFTError
+from tests.random_models import PROMPTS, make_policy
 
 
 def velocity(policy: LTX2Policy, adapter: str) -> Latents:
@@ -116,9 +116,8 @@ def test_another_models_adapter_is_refused(moved_policy: LTX2Policy) -> None:
 
 
 def test_adapters_are_float32_on_a_bfloat16_base() -> None:
-    from tests.random_models import SMALL, random_pipeline
-
     from omninft.config import LoraConfig, ModelConfig
+    from tests.random_models import SMALL, random_pipeline
 
     policy = LTX2Policy(
         random_pipeline("ltx-2").to(torch.bfloat16), ModelConfig(lora=LoraConfig(rank=2, alpha=4)), clip_defaults=SMALL

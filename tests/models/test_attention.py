@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_emb
-from tests.random_models import groups, make_policy
 
 from omninft.config import SamplingConfig
 from omninft.credit.regions import attention_column_sums
@@ -15,6 +14,7 @@ from omninft.models.attention import V2ARecorder
 from omninft.models.policy import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
+from tests.random_models import groups, make_policy
 
 
 def sums(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor | None) -> torch.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.random_models import PROMPTS, groups, make_policy, through_pipeline
 
 from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Conditioning, Latents, OmniNFTError
+from tests.random_models import PROMPTS, groups, make_policy, through_pipeline
 
 PLAIN = SamplingConfig(num_steps=3)
 GUIDED = SamplingConfig(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.random_models import make_policy
 
 from omninft.config import ObjectiveConfig, OptimiserConfig, SamplingConfig, SigmasConfig
 from omninft.distributed.processes import Processes
 from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, stream_of, training_sigmas
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup
+from tests.random_models import make_policy
 
 SCHEDULE = torch.linspace(1, 0, 21)
 
