@@ -25,7 +25,7 @@ from omninft.run import build_rewards
 from omninft.train import train
 
 CURVES = ("video_quality", "video_text", "audio_quality", "audio_text", "sync")
-STYLE = """<style>text{font:11px sans-serif;fill:#555}.grid{stroke:#ddd}.title{font-weight:600;fill:#222}
+STYLE = """<style>svg{overflow:visible}text{font:11px sans-serif;fill:#555}.grid{stroke:#ddd}.title{font-weight:600;fill:#222}
 .line{fill:none;stroke-width:1.6;stroke:#1d6fa5}.line.tone-faint{stroke:#999}.band{fill:#1d6fa5;opacity:.12}
 .band.tone-faint{fill:#999}circle{fill:#1d6fa5}.bar{stroke:#1d6fa5}</style>"""
 
@@ -132,18 +132,20 @@ def _against_placebo(
 
 def _curves(folder: Path, recipes: list[str], seeds: list[int]) -> str:
     """Dev means over iterations, one panel a reward, one line a run; the placebo in grey."""
-    width, height, panels = 250, 190, []
+    width, height, panels = 270, 190, []
     for number, name in enumerate(CURVES):
         series = []
         for recipe in recipes:
             for seed in seeds:
+                if not (folder / f"{recipe}-{seed}").is_dir():
+                    continue  # a placebo is not run with every seed
                 rows = [r for r in read_metrics(folder / f"{recipe}-{seed}") if r["kind"] == "evaluation"]
                 x = [float(r["iteration"]) for r in rows]
                 y = [float(r["measures"][name]["mean"]) for r in rows]
                 series.append(Series(f"{recipe} {seed}", x, y, tone="faint" if recipe == "placebo" else "accent"))
         chart = line_chart(series, label=name)
         panels.append(
-            f'<svg x="{number * width}" y="18" width="{width - 10}" height="{height - 20}" '
+            f'<svg x="{number * width + 14}" y="18" width="{width - 10}" height="{height - 20}" '
             f'{chart[chart.index("<svg") + 4 :]}<text class="title" x="{number * width + 40}" y="12">{name}</text>'
         )
     body = "".join(panels)
