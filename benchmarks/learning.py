@@ -25,7 +25,8 @@ from omninft.run import build_rewards
 from omninft.train import train
 
 CURVES = ("video_quality", "video_text", "audio_quality", "audio_text", "sync")
-STYLE = """<style>svg{overflow:visible}text{font:11px sans-serif;fill:#555}.grid{stroke:#ddd}.title{font-weight:600;fill:#222}
+STYLE = """<style>svg{overflow:visible}
+text{font:11px sans-serif;fill:#555}.grid{stroke:#ddd}.title{font-weight:600;fill:#222}
 .line{fill:none;stroke-width:1.6;stroke:#1d6fa5}.line.tone-faint{stroke:#999}.band{fill:#1d6fa5;opacity:.12}
 .band.tone-faint{fill:#999}circle{fill:#1d6fa5}.bar{stroke:#1d6fa5}</style>"""
 
