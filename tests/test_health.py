@@ -21,7 +21,7 @@ GOOD = {
 
 
 def test_a_run_that_moved_passes_without_a_word(moved_policy: LTX2Policy) -> None:
-    health = HealthCheck(moved_policy, None, None)
+    health = HealthCheck(moved_policy, None)
     assert health.after_iteration(0, GOOD, 8) == []
     assert health.facts["lora_modules"] == 28 * len(moved_policy.blocks)
     assert health.facts["moved_from_old"] > 0
@@ -29,7 +29,7 @@ def test_a_run_that_moved_passes_without_a_word(moved_policy: LTX2Policy) -> Non
 
 def test_a_run_that_did_not_move_stops() -> None:
     with pytest.raises(OmniNFTError, match="the current adapter equals the old one"):
-        HealthCheck(make_policy(), None, None).after_iteration(0, GOOD, 8)
+        HealthCheck(make_policy(), None).after_iteration(0, GOOD, 8)
 
 
 def test_b_that_stayed_zero_stops() -> None:
@@ -38,7 +38,7 @@ def test_b_that_stayed_zero_stops() -> None:
         if key.endswith("lora_A"):
             tensor.add_(torch.ones_like(tensor))
     with pytest.raises(OmniNFTError, match="every B of the current adapter is still 0"):
-        HealthCheck(policy, None, None).after_iteration(0, GOOD, 8)
+        HealthCheck(policy, None).after_iteration(0, GOOD, 8)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,6 @@ def test_b_that_stayed_zero_stops() -> None:
     ],
 )
 def test_alarms(moved_policy: LTX2Policy, change: dict[str, float], message: str) -> None:
-    warnings = HealthCheck(moved_policy, None, None).after_iteration(0, GOOD | change, 8)
+    warnings = HealthCheck(moved_policy, None).after_iteration(0, GOOD | change, 8)
     assert len(warnings) == 1
     assert message in warnings[0]

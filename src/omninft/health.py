@@ -18,8 +18,8 @@ STREAMS = ("video", "audio")
 class HealthCheck:
     """Watches a run. `facts` holds what the first iteration established, for the display and the report."""
 
-    def __init__(self, policy: Any, surgery: Any | None, recorder: Any | None) -> None:
-        self.policy, self.surgery, self.recorder = policy, surgery, recorder
+    def __init__(self, policy: Any, surgery: Any | None) -> None:
+        self.policy, self.surgery = policy, surgery
         self.facts: dict[str, Any] = {
             "lora_modules": len(policy.adapters.layers),
             "lora_parameters": sum(p.numel() for p in policy.adapters.parameters()),

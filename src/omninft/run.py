@@ -96,7 +96,7 @@ class Run(AbstractContextManager["Run"]):
             self.surgery,
             config.credit.surgery.scope == "video_loss_only",
         )
-        self.health = HealthCheck(self.policy, self.surgery, self.recorder)
+        self.health = HealthCheck(self.policy, self.surgery)
         self.store = CheckpointStore(self.folder, config.run.keep_last)
         self.iteration, self.elapsed_before = 0, 0.0
         self.stop_requested = False
