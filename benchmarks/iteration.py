@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -31,7 +30,7 @@ from omninft.credit.assignment import assign_credit, surgery_schedules, weigh_re
 from omninft.credit.regions import attention_column_sums, collection_steps
 from omninft.credit.surgery import GradientSurgery
 from omninft.decode.clips import decode_clips
-from omninft.distributed.processes import Processes
+from omninft.distributed.processes import Processes, available_cores
 from omninft.models.attention import V2ARecorder
 from omninft.models.policy import LTX2Policy
 from omninft.policy.update import PolicyUpdate, TrainingBatch, training_sigmas
@@ -137,7 +136,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--output", type=Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
     config = load_config("omninft", [f"model.path={arguments.model}"])
     loops = {"ours": (Loop(config, False, 32), arguments.clips)}
     loops["ours"][0].run(prompt_groups(arguments.clips, 8), 0)  # warm-up, and the peak of this loop alone

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from omninft.checkpoint.store import ensure_writable
@@ -21,16 +20,7 @@ from omninft.run import (
     open_all_prompts,
     peak_memory_gb,
 )
-from omninft.types import OmniNFTError
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    subject: str
-    ok: bool
-    text: str
+from omninft.types import Finding, OmniNFTError
 
 
 def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:

@@ -96,6 +96,7 @@ class RewardConfig(Frozen):
     weight: float = 1.0
     components: dict[str, float] = {}  # component name -> weight; empty takes all with the reward's own weights
     options: dict[str, Any] = {}
+    time_limit: Annotated[float, Field(gt=0)] | None = None  # s for one batch of clips; past it they are missing
 
 
 class AdvantageConfig(Frozen):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from omninft.credit.surgery import GradientSurgery
 from omninft.decode.clips import decode_clips
 from omninft.decode.first_frame import read_first_frame
 from omninft.display import Display
-from omninft.distributed.processes import Processes
+from omninft.distributed.processes import Processes, available_cores
 from omninft.evaluate import EvaluationScores, Evaluator, save_scores
 from omninft.evaluation.paired import Group, Measure, PairedTable, compare_paired
 from omninft.export.lora import export_lora
@@ -66,7 +65,7 @@ class Run(AbstractContextManager["Run"]):
     ) -> None:
         self.started = time.monotonic()
         self.config = config
-        torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+        torch.set_num_threads(config.run.threads or available_cores())
         self.processes = Processes(config.distributed.backend)
         # One process decides: a moment later the folder it makes would send another to the next free name.
         self.folder = self.processes.gather(folder or new_run_folder(config))[0]
@@ -381,9 +380,12 @@ def open_all_prompts(config: Config) -> dict[str, PromptSet]:
 
 
 def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedReward]]:
-    """Trained and held-out rewards; no component may be in both."""
+    """Trained and held-out rewards, with all they load in place; no component may be in both."""
     trained = [build_reward(r) for r in config.rewards]
     held_out = [build_reward(r) for r in config.held_out]
+    missing = [f"reward {r.name!r}: {why}" for r in (*trained, *held_out) if (why := r.missing()) is not None]
+    if missing:
+        raise OmniNFTError("; ".join(missing))
     names = [c.name for r in (*trained, *held_out) for c in r.components]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:

@@ -8,6 +8,8 @@ Shape letters used throughout the package:
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -23,6 +25,15 @@ MODALITIES: tuple[Modality, ...] = ("video", "audio")
 
 class OmniNFTError(Exception):
     """An error a user can act on: it says what was found, what was expected, and where."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check looked at."""
+
+    subject: str
+    ok: bool
+    text: str
 
 
 @dataclass(frozen=True)
@@ -160,12 +171,14 @@ class Clip:
     sample: int = 0
     # Derived views (resampled sound, resized frames, detected events), computed once and shared by scorers.
     views: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
-    def view(self, name: str, compute: Any) -> Any:
-        """The derived view `name`, computed by `compute(clip)` on first use."""
-        if name not in self.views:
-            self.views[name] = compute(self)
-        return self.views[name]
+    def view(self, name: str, compute: Callable[[Clip], Any]) -> Any:
+        """The derived view `name`, computed by `compute(clip)` on first use, once whoever asks meanwhile."""
+        with self._lock:
+            if name not in self.views:
+                self.views[name] = compute(self)
+            return self.views[name]
 
 
 @dataclass(frozen=True)

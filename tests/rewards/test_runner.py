@@ -215,3 +215,58 @@ def test_the_allowed_share_is_still_accepted():
 
 def test_missing_scores_are_counted_per_component():
     assert missing_counts(half_missing()) == {"whole": 0, "torn": 6}
+
+
+class Placed(Two):
+    """Waits for the others before it answers."""
+
+    def __init__(self, name, device, wait, time_limit=None):
+        self.name, self.device, self.wait, self.time_limit = name, device, wait, time_limit
+        self.components = (ComponentSpec(name, "video", ""),)
+
+    def score(self, batch):
+        self.wait()
+        return ScoreTable((Component(self.name, "video"),), np.ones((len(batch), 1)))
+
+
+def test_rewards_of_different_devices_run_at_the_same_time():
+    meeting = threading.Barrier(2)
+    runner = RewardRunner([Placed(f"on {d}", d, lambda: meeting.wait(5)) for d in ("cuda:0", "cuda:1")])
+    table = runner.score(clips(2))  # a barrier that only one of them reaches breaks, and its scores were missing
+    assert table.names == ("on cuda:0", "on cuda:1")
+    assert table.valid.all()
+
+
+def test_rewards_of_one_device_run_in_turn():
+    inside, most = [], []
+
+    def work():
+        inside.append(1)
+        most.append(len(inside))
+        inside.pop()
+
+    RewardRunner([Placed(n, "cuda:0", work) for n in "abc"]).score(clips(1))
+    assert most == [1, 1, 1]
+
+
+def test_past_its_time_limit_a_batch_is_missing_until_the_reward_is_back():
+    gate = threading.Event()
+    slow = Placed("slow", "cpu", lambda: gate.wait(10), time_limit=0.05)
+    runner = RewardRunner([slow, reward("quick", samples)])
+    first, second = runner.score(clips(3)), runner.score(clips(2))
+    assert not first.column("slow")[np.isfinite(first.column("slow"))].size
+    assert first.reasons[2, 0] == "took more than 0.05 s for a batch of 3 clips"
+    assert second.reasons[1, 0] == "still busy with an earlier batch that took more than 0.05 s"
+    np.testing.assert_array_equal(first.column("quick"), [0, 1, 2])
+    gate.set()
+    runner._overdue[0].result(5)
+    slow.time_limit = 5
+    np.testing.assert_array_equal(runner.score(clips(2)).column("slow"), [1, 1])
+
+
+def test_an_interrupt_passes_through_a_time_limit():
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RewardRunner([Placed("slow", "cpu", interrupted, time_limit=5)]).score(clips(2))

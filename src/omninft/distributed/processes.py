@@ -18,6 +18,13 @@ from torch import Tensor
 T = TypeVar("T")
 
 
+def available_cores() -> int:
+    """Cores for this process: those it may run on, divided among the run's processes on this machine; at least 1."""
+    # macOS and Windows know no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 class Processes:
     """Rank and size of the run's process group; single-process unless torchrun's variables say otherwise."""
 

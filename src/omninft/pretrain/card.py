@@ -20,10 +20,9 @@ from omninft.pretrain.sizes import SIZES
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.types import Clip, Prompt
+from omninft.types import Clip
 from omninft.worlds import bounce
-from omninft.worlds.dataset import WorldBatch, world_batch
-from omninft.worlds.wording import wordings
+from omninft.worlds.dataset import WorldBatch, world_batch, world_clips
 
 FLOOR_SEED = 77_000_001  # apart from the seeds of training clips
 CHUNK = 32
@@ -91,16 +90,6 @@ def write_card(
         _card(policy.pipeline, size_name, measured, floor_clips, evaluated), encoding="utf-8"
     )
     return measured
-
-
-def world_clips(truth: WorldBatch, video: np.ndarray, waveforms: np.ndarray) -> list[Clip]:
-    """Clips of a world batch, with prompts that ask for what they show."""
-    clips = []
-    for i, scene in enumerate(truth.scenes):
-        v, a, av = wordings(scene.attributes)[0]
-        prompt = Prompt(str(i), v, a, av)
-        clips.append(Clip(video[i], bounce.FRAME_RATE, waveforms[i], bounce.SAMPLE_RATE, prompt))
-    return clips
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ not run again. The transformer, the long stage, is checkpointed on the way.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from safetensors.torch import load_file, save_file
 
 from omninft.checkpoint.store import CheckpointStore, flatten_optimizer, restore_optimizer
+from omninft.distributed.processes import available_cores
 from omninft.models.loading import CLIP_FILE, ClipDefaults
 from omninft.pretrain import autoencoders, text
 from omninft.pretrain.flow import Encoded, FlowTraining
@@ -95,7 +95,7 @@ def _train_autoencoders(size: Size, work: Path, seed: int, progress: Progress) -
     if not missing:
         return
     steps = {"vae": size.vae_steps, "audio_vae": size.audio_vae_steps, "vocoder": size.vocoder_steps}
-    cores = os.cpu_count() or 1
+    cores = available_cores()
     workers = min(2, cores, len(missing))
     threads = max(1, cores // workers)
     context = get_context("spawn")

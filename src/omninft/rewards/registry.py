@@ -19,6 +19,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 
 from omninft.config import RewardConfig
+from omninft.scorers.weights import JudgingModel
 from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
 
 Input = Literal["video", "audio", "prompt_v", "prompt_a", "prompt_av"]
@@ -27,6 +28,20 @@ ENTRY_POINTS = "omninft.rewards"
 
 # Name in a recipe -> "module:factory"; imported when the reward is built. The factory takes the recipe's `options`.
 REWARDS: dict[str, str] = {
+    "videoalign": "omninft.rewards.videoalign:VideoAlignReward",
+    "hpsv3": "omninft.rewards.hpsv3:HPSv3Reward",
+    "audiobox": "omninft.rewards.audiobox:AudioBoxReward",
+    "clap": "omninft.rewards.clap:CLAPReward",
+    "desync": "omninft.rewards.desync:DeSyncReward",
+    "imagebind": "omninft.rewards.imagebind:ImageBindReward",
+    "clip": "omninft.rewards.clip:CLIPReward",
+    "videoscore2": "omninft.rewards.videoscore2:VideoScore2Reward",
+    "av_align": "omninft.rewards.av_align:AVAlignReward",
+    "dnsmos": "omninft.rewards.dnsmos:DNSMOSReward",
+    "speech": "omninft.rewards.speech:SpeechReward",
+    "flicker": "omninft.rewards.flicker:FlickerReward",
+    "motion": "omninft.rewards.motion:MotionReward",
+    "remote": "omninft.rewards.remote:RemoteReward",
     "world": "omninft.rewards.world:WorldReward",
     "world_held_out": "omninft.rewards.world_held_out:WorldHeldOut",
 }
@@ -71,7 +86,7 @@ class Reward(Protocol):
         ...
 
     @property
-    def model(self) -> str | None:
+    def model(self) -> JudgingModel | None:
         """What it loads; None for a measurement."""
         ...
 
@@ -89,7 +104,7 @@ class CallableReward:
     components: tuple[ComponentSpec, ...]
     inputs: tuple[Input, ...] = INPUTS
     licence: str = "the user's own"
-    model: str | None = None
+    model: JudgingModel | None = None
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """None becomes missing. Raises ValueError when the function does not give one score per clip."""
@@ -107,10 +122,16 @@ class WeighedReward:
 
     reward: Reward
     components: tuple[ComponentSpec, ...]
+    time_limit: float | None = None  # seconds for one batch
 
     @property
     def name(self) -> str:
         return self.reward.name
+
+    @property
+    def device(self) -> str:
+        """Rewards of one device run in turn, those of different devices at the same time."""
+        return str(getattr(self.reward, "device", "cpu"))
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -121,8 +142,13 @@ class WeighedReward:
         return self.reward.licence
 
     @property
-    def model(self) -> str | None:
+    def model(self) -> JudgingModel | None:
         return self.reward.model
+
+    def missing(self) -> str | None:
+        """None when it can be used, else what is missing and what fetches it."""
+        look: Callable[[], str | None] = getattr(self.reward, "missing", lambda: None)
+        return look()
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """Raises ValueError when the reward's table is not of the declared shape."""
@@ -172,7 +198,7 @@ def build_reward(config: RewardConfig) -> WeighedReward:
                 f"{where}: its component {spec.name!r} has the route {spec.route!r}, the config says {config.route!r}; "
                 "leave `route` out of the config"
             )
-    return WeighedReward(reward, _select(reward.components, config, where))
+    return WeighedReward(reward, _select(reward.components, config, where), config.time_limit)
 
 
 def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) -> tuple[ComponentSpec, ...]:

@@ -7,12 +7,14 @@ clip without sound or of another size is missing in the components concerned, wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input
+from omninft.scorers.weights import JudgingModel
 from omninft.scorers.world_sound import sound_facts
 from omninft.scorers.world_video import video_facts
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -26,8 +28,6 @@ FLOOR_MIDDLE, FLOOR_SCALE = -40.0, 6.0  # dBFS
 CLIPPING_SCALE = 0.01  # share of clipped samples that halves the score of clipping
 OFFSET_SCALE = 0.1  # s over which synchrony falls to 1/e
 OFFSET_ROUND = 0.003  # s below which offsets are not told apart: the accuracy of the measurement
-
-Formula = Callable[[Clip], float]
 
 
 def video_quality(clip: Clip) -> float:
@@ -144,19 +144,6 @@ def _weighted_mean(parts: Sequence[tuple[float, float]]) -> float:
     return sum(w * s for w, s in parts) / sum(w for w, _ in parts)
 
 
-def score_table(components: Sequence[ComponentSpec], formulas: Sequence[Formula], clips: Sequence[Clip]) -> ScoreTable:
-    """One formula per component; an OmniNFTError of a formula makes that score missing, with its message."""
-    values = np.full((len(clips), len(components)), np.nan)
-    reasons: dict[tuple[int, int], str] = {}
-    for b, clip in enumerate(clips):
-        for k, formula in enumerate(formulas):
-            try:
-                values[b, k] = formula(clip)
-            except OmniNFTError as error:
-                reasons[b, k] = str(error)
-    return ScoreTable(tuple(spec.component for spec in components), values, reasons)
-
-
 class WorldReward:
     """Trained on the bundled model."""
 
@@ -170,7 +157,7 @@ class WorldReward:
     )
     inputs: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a")
     licence = "this package's"
-    model: str | None = None
+    model: JudgingModel | None = None
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """[B, 5] in 0..1."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from omninft.rewards.formulas import Formula, score_table
 from omninft.rewards.registry import ComponentSpec, Input
-from omninft.rewards.world import score_table
 from omninft.scorers.av_align import av_align
+from omninft.scorers.weights import JudgingModel
 from omninft.scorers.world_sound import resynthesis, sound_facts
 from omninft.scorers.world_video import video_facts
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -93,9 +92,6 @@ def mel_error(clip: Clip) -> float:
     return min(resynthesis(clip).mel_error, MEL_CAP)
 
 
-Formula = Callable[[Clip], float]
-
-
 class WorldHeldOut:
     """Watched at evaluations of the bundled model."""
 
@@ -127,7 +123,7 @@ class WorldHeldOut:
     )
     inputs: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a")
     licence = "this package's"
-    model: str | None = None
+    model: JudgingModel | None = None
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """[B, 9]."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from omninft.types import OmniNFTError
+from omninft.types import Clip, OmniNFTError, Prompt
 from omninft.worlds import bounce, wording
 
 
@@ -73,3 +73,13 @@ def world_batch(count: int, seed: int, defects: Defects | None = None) -> WorldB
     video = np.stack([bounce.render_video(s) for s in scenes])
     waveforms = np.stack([bounce.render_audio(s) for s in scenes])
     return WorldBatch(tuple(scenes), video, waveforms, tuple(captions))
+
+
+def world_clips(truth: WorldBatch, video: np.ndarray, waveforms: np.ndarray) -> list[Clip]:
+    """Clips of a world batch, with prompts that ask for what they show."""
+    clips = []
+    for i, scene in enumerate(truth.scenes):
+        v, a, av = wording.wordings(scene.attributes)[0]
+        prompt = Prompt(str(i), v, a, av)
+        clips.append(Clip(video[i], bounce.FRAME_RATE, waveforms[i], bounce.SAMPLE_RATE, prompt))
+    return clips

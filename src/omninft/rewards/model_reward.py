@@ -1,0 +1,137 @@
+"""Rewards over judging models: loaded on first use, clips prepared by workers, forward passes in batches."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from omninft.distributed.processes import available_cores
+from omninft.rewards.registry import ComponentSpec, Input
+from omninft.scorers.weights import JudgingModel
+from omninft.types import Clip, OmniNFTError, ScoreTable
+
+Prepared = TypeVar("Prepared")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class ModelReward(ABC, Generic[Prepared]):
+    """What the learned rewards have in common. A reward says how its scorer is loaded, fed and read.
+
+    `path` is a local file or folder with the weights (default: the caches), `device` where the model runs, `budget`
+    the size of a forward pass in the scorer's own unit (tokens, segments, frames). `scorer` takes a ready one instead.
+    """
+
+    name: str
+    components: tuple[ComponentSpec, ...]
+    inputs: tuple[Input, ...]
+    model: JudgingModel | None
+    default_budget: int = 32
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        budget: int | None = None,
+        workers: int | None = None,
+        scorer: Any = None,
+    ) -> None:
+        self.path, self.device = path, device
+        self.dtype = _dtype(dtype, self.name)
+        self.budget = budget or self.default_budget
+        self.workers = workers or available_cores()
+        self._scorer = scorer
+        self._lock = threading.Lock()
+
+    @property
+    def licence(self) -> str:
+        return self.model.licence if self.model is not None else "this package's"
+
+    @property
+    def scorer(self) -> Any:
+        """The judging model; loaded on first use, by one thread."""
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = self.load()
+        return self._scorer
+
+    def missing(self) -> str | None:
+        """None when the reward can be used, else what is missing and the command that fetches it."""
+        if self._scorer is not None or self.model is None:
+            return None
+        return self.model.missing(self.path)
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The scorer on `device`, in eval mode. Raises OmniNFTError for missing or wrong weights."""
+
+    @abstractmethod
+    def prepare(self, clip: Clip) -> Prepared:
+        """What `judge` needs of one clip; CPU work, called by several threads. Raises OmniNFTError: not judgeable."""
+
+    @abstractmethod
+    def judge(self, prepared: list[Prepared]) -> np.ndarray:
+        """[len(prepared), components], NaN where a score is undefined; forward passes within `budget`."""
+
+    def score(self, clips: list[Clip]) -> ScoreTable:
+        """[B, K]; a clip that cannot be prepared is missing with the reason, the others are judged."""
+        scorer_error = self.missing()
+        if scorer_error is not None:
+            raise OmniNFTError(scorer_error)
+        values = np.full((len(clips), len(self.components)), np.nan)
+        reasons: dict[tuple[int, int], str] = {}
+        ready: list[tuple[int, Prepared]] = []
+        for b, outcome in enumerate(in_workers(self.prepare, clips, self.workers)):
+            if isinstance(outcome, OmniNFTError):
+                reasons |= {(b, k): str(outcome) for k in range(len(self.components))}
+            else:
+                ready.append((b, outcome))
+        if ready:
+            with torch.inference_mode():
+                values[[b for b, _ in ready]] = self.judge([item for _, item in ready])
+        return ScoreTable(tuple(spec.component for spec in self.components), values, reasons)
+
+
+def in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result | OmniNFTError]:
+    """`work` on every item, in order, by threads (decoders, resizers and numpy let go of the interpreter).
+
+    An OmniNFTError is a result, so that one item fails alone; anything else is raised.
+    """
+
+    def one(item: Item) -> Result | OmniNFTError:
+        try:
+            return work(item)
+        except OmniNFTError as error:
+            return error
+
+    if workers <= 1 or len(items) <= 1:
+        return [one(item) for item in items]
+    with ThreadPoolExecutor(min(workers, len(items)), thread_name_prefix="prepare") as pool:
+        return list(pool.map(one, items))
+
+
+def prompt_text(clip: Clip, field: Input) -> str:
+    """`prompt_v`, `prompt_a` or `prompt_av` of a clip.
+
+    Raises:
+        OmniNFTError: the clip comes without that prompt.
+    """
+    text = str(getattr(clip.prompt, field))
+    if not text.strip():
+        raise OmniNFTError(f"needs {field}, and the clip has none")
+    return text
+
+
+def _dtype(name: str, reward: str) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise OmniNFTError(f"reward {reward!r}: dtype is {name!r}, expected one of: {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,54 @@
+"""Sets of rewards under one name, and how the command line names rewards."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import yaml
+
+from omninft.config import RewardConfig
+from omninft.rewards.registry import reward_names
+from omninft.types import OmniNFTError
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    # What the paper trains on (OmniNFT, reward table of the released configurations).
+    "paper": ("videoalign", "hpsv3", "audiobox", "clap", "desync"),
+    # No model, or one whose licence allows commercial use beyond doubt: what is uncertain stays out.
+    "commercial": ("audiobox", "dnsmos", "av_align", "flicker", "motion", "speech"),
+    # Runs from installed packages alone.
+    "offline": ("dnsmos", "av_align", "flicker", "motion", "speech"),
+}
+
+
+def chosen_rewards(
+    names: Sequence[str] = (), preset: str | None = None, options: Sequence[str] = ()
+) -> tuple[RewardConfig, ...]:
+    """Rewards by name and by preset, each once, with options as "reward.key=value" (the value is YAML).
+
+    Raises:
+        OmniNFTError: unknown preset, or an option of another form or for a reward that is not among the chosen.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise OmniNFTError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    chosen = list(dict.fromkeys([*(PRESETS[preset] if preset else ()), *names]))
+    values: dict[str, dict[str, object]] = {name: {} for name in chosen}
+    for option in options:
+        left, equals, value = option.partition("=")
+        reward, dot, key = left.rpartition(".")
+        if not (equals and dot and key):
+            raise OmniNFTError(f"option {option!r}: expected reward.key=value, e.g. clap.device=cuda")
+        if reward not in values:
+            near = difflib.get_close_matches(reward, chosen, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise OmniNFTError(f"option {option!r}: {reward!r} is not among the rewards {', '.join(chosen)}{hint}")
+        try:
+            values[reward][key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise OmniNFTError(f"option {option!r}: {value!r} is not YAML ({error})") from error
+    for name in chosen:
+        if ":" not in name and name not in reward_names():
+            near = difflib.get_close_matches(name, [*reward_names(), *PRESETS], n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise OmniNFTError(f"unknown reward {name!r}{hint}; `omninft rewards` lists them")
+    return tuple(RewardConfig(name=name, options=values[name]) for name in chosen)
