@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from omninft.types import OmniNFTError
+from omninft.types import Finding, OmniNFTError
 
 app = typer.Typer(
     name="omninft",
@@ -38,7 +37,9 @@ Overrides = Annotated[
 RecipeArgument = Annotated[str, typer.Argument(help="A shipped recipe's name (see below) or a YAML file.")]
 
 
-@app.command(epilog="Recipes: omninft, gdpo, diffusion_nft, placebo, paper. Ctrl-C saves and stops; --resume goes on.")
+@app.command(
+    epilog="Recipes: omninft, gdpo, diffusion_nft, placebo, paper, commercial. Ctrl-C saves; --resume goes on."
+)
 def train(
     recipe: RecipeArgument = "omninft",
     overrides: Overrides = None,
@@ -110,27 +111,42 @@ def sample(
     console.print(f"{len(written)} clips in {output}", highlight=False)
 
 
+RewardNames = Annotated[
+    list[str] | None, typer.Option("--reward", "-r", help="Reward name or package.module:function; repeatable.")
+]
+Preset = Annotated[str | None, typer.Option(help="A set of rewards: paper, commercial or offline.")]
+RewardOptions = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-O", help="reward.key=value, e.g. clap.device=cuda or desync.seconds=8; repeatable."),
+]
+
+
 @app.command()
 def score(
-    folder: Annotated[Path, typer.Argument(help="A folder of mp4 files, or one file.")],
-    reward: Annotated[
-        list[str] | None, typer.Option("--reward", "-r", help="Reward name or package.module:function; repeatable.")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="A folder of clips (mp4, webm, mov, mkv), or one file.")],
+    reward: RewardNames = None,
+    preset: Preset = None,
+    option: RewardOptions = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Prompt file; clips are named <prompt id>-<number>.mp4. Default: scores.json there."),
+        typer.Option(help="Prompt file; clips are named <prompt id>-<number>. Default: scores.json beside the clips."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a .csv or .json table.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a .csv, .json or .parquet table; goes on if stopped.")
+    ] = None,
 ) -> None:
     """Score existing clips with rewards; what cannot be scored is listed with its reason, never as 0."""
+    from omninft.rewards.presets import chosen_rewards
     from omninft.scoring import score_files
 
+    chosen = chosen_rewards(reward or (() if preset else ("world",)), preset, option or ())
     with NotedProgress(console) as progress:
         task = progress.add_task("scoring", total=None)
         result = score_files(
             folder,
-            reward or ["world"],
+            chosen,
             prompts,
+            output,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     table = Table("clip", *result.names, box=None)
@@ -142,10 +158,11 @@ def score(
     table.add_row("mean", *(f"{v:.3f}" if v is not None else "-" for v in result.means().values()), style="bold")
     console.print(table)
     for row in result.rows:
-        for name, reason in row.reasons.items():
-            console.print(f"[yellow]missing[/yellow] {row.file} {name}: {reason}", highlight=False)
+        # A file that cannot be read has one reason, however many rewards wanted it.
+        for reason in dict.fromkeys(row.reasons.values()):
+            lacking = ", ".join(n for n, why in row.reasons.items() if why == reason)
+            console.print(f"[yellow]missing[/yellow] {row.file} {lacking}: {escape(reason)}", highlight=False)
     if output is not None:
-        result.write(output)
         console.print(f"table in {output}", highlight=False)
 
 
@@ -162,10 +179,11 @@ def pretrain(
     """Rebuild the bundled model from its procedural world alone: autoencoders, vocoder, transformer."""
     import torch
 
+    from omninft.distributed.processes import available_cores
     from omninft.pretrain.card import write_card
     from omninft.pretrain.run import pretrain as rebuild
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(available_cores())
     with NotedProgress(console) as progress:
         tasks: dict[str, Any] = {}
 
@@ -190,12 +208,7 @@ def check(
     from omninft.checkup import check_run
     from omninft.config import load_config
 
-    ok = True
-    for finding in check_run(load_config(recipe, overrides), trial=not quick):
-        mark = "[green]ok[/green]  " if finding.ok else "[red]error[/red]"
-        console.print(f"{mark} {finding.subject}: {finding.text}", highlight=False)
-        ok &= finding.ok
-    if not ok:
+    if not _print_findings(check_run(load_config(recipe, overrides), trial=not quick)):
         raise typer.Exit(1)
 
 
@@ -214,21 +227,104 @@ def report(
     console.print(f"report {write_report(folder)}", highlight=False)
 
 
-@app.command()
-def rewards() -> None:
-    """List the registered rewards: components, routes, ranges, inputs, licence."""
-    from omninft.config import RewardConfig
-    from omninft.rewards.registry import build_reward, reward_names
+rewards_app = typer.Typer(help="List the rewards, or check one against official scores.", invoke_without_command=True)
+app.add_typer(rewards_app, name="rewards")
 
-    table = Table("reward", "component", "route", "range", "better", "judges", box=None)
-    for reward in (build_reward(RewardConfig(name=name)) for name in reward_names()):
-        for i, c in enumerate(reward.components):
-            low, high = c.range
-            better = "higher" if c.higher_is_better else "lower"
-            table.add_row(reward.name if i == 0 else "", c.name, c.route, f"{low:g} .. {high:g}", better, c.description)
-        judge = reward.model or "no learned model"
-        table.add_row("", f"[dim]reads {', '.join(reward.inputs)}; {judge}; {reward.licence}[/dim]")
+
+@rewards_app.callback()
+def rewards(context: typer.Context, preset: Preset = None, option: RewardOptions = None) -> None:
+    """List the rewards: what each judges, route, range, inputs, model, size, licence, and whether it is ready."""
+    if context.invoked_subcommand is None:
+        from omninft.display import print_rewards
+        from omninft.rewards.presets import PRESETS, chosen_rewards
+        from omninft.rewards.registry import reward_names
+
+        names = () if preset else tuple(reward_names())
+        print_rewards(chosen_rewards(names, preset, option or ()), console)
+        for name, members in PRESETS.items():
+            console.print(f"[dim]preset {name}: {', '.join(members)}[/dim]", highlight=False)
+
+
+@rewards_app.command("verify")
+def rewards_verify(
+    name: Annotated[str, typer.Argument(help="A reward of the list.")],
+    option: RewardOptions = None,
+    clips: Annotated[Path | None, typer.Option(help="Folder of reference clips; default: made anew.")] = None,
+    official: Annotated[Path | None, typer.Option(help="JSON file of official scores on the reference clips.")] = None,
+) -> None:
+    """Check a reward's files, checksums, loading and invariances, and compare it with official scores."""
+    import tempfile
+
+    from omninft.rewards.presets import chosen_rewards
+    from omninft.rewards.verification import read_reference_clips, verify, write_reference_clips
+
+    (config,) = chosen_rewards([name], None, option or ())
+    with tempfile.TemporaryDirectory() as folder:
+        if clips is None:
+            write_reference_clips(Path(folder))
+        if not _print_findings(verify(config, read_reference_clips(clips or Path(folder)), official)):
+            raise typer.Exit(1)
+
+
+@rewards_app.command("reference-clips")
+def rewards_reference_clips(folder: Annotated[Path, typer.Argument(help="Where to put them.")]) -> None:
+    """Write the reference clips (mp4 + wav + prompts) for a model's own code to score."""
+    from omninft.rewards.verification import write_reference_clips
+
+    console.print(f"{len(write_reference_clips(folder))} clips in {folder}", highlight=False)
+
+
+def _print_findings(findings: Iterable[Finding]) -> bool:
+    """A line each, as they come; whether all are well."""
+    ok = True
+    for finding in findings:
+        mark = "[green]ok[/green]  " if finding.ok else "[red]error[/red]"
+        console.print(f"{mark} {finding.subject}: {escape(finding.text)}", highlight=False)
+        ok &= finding.ok
+    return ok
+
+
+@app.command()
+def serve(
+    reward: Annotated[
+        list[str] | None, typer.Option("--reward", "-r", help="Reward name or package.module:function; repeatable.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Serve a recipe's rewards, with their options, instead.")] = None,
+    host: Annotated[str, typer.Option(help="Address to serve on; one that others can reach needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8765,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that clients must send. Default: $OMNINFT_TOKEN.")
+    ] = None,
+    max_clips: Annotated[int, typer.Option(help="Clips of one request.", min=1)] = 32,
+    max_mb: Annotated[float, typer.Option(help="MiB of one request, and of its clips decoded.", min=0.1)] = 1024,
+    queue: Annotated[int, typer.Option(help="Clips that may wait or be scored at a time.", min=1)] = 128,
+    timeout: Annotated[float, typer.Option(help="Seconds until a request is answered 'not scored in time'.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds to finish what is queued after SIGTERM.", min=0)] = 30.0,
+) -> None:
+    """Serve rewards over HTTP to other environments and machines; recipes use them as the reward "remote"."""
+    from omninft.config import RewardConfig, load_config
+    from omninft.rewards.registry import build_reward
+    from omninft.service.messages import Limits
+    from omninft.service.server import RewardService
+    from omninft.service.token import read_token
+
+    if recipe and reward:
+        raise OmniNFTError("--recipe serves the recipe's rewards: give it, or --reward, not both")
+    configs = load_config(recipe).rewards if recipe else [RewardConfig(name=name) for name in reward or ["world"]]
+    built = [build_reward(config) for config in configs]
+    token = read_token(token_file)
+    limits = Limits(clips=max_clips, bytes=int(max_mb * 2**20))
+    service = RewardService(built, host, port, token, limits, queue, timeout, grace)
+    table = Table("reward", "components", "licence", "state", box=None)
+    for one in built:
+        names = ", ".join(component.name for component in one.components)
+        table.add_row(*map(escape, (one.name, names, one.licence, one.missing() or "ready")))
     console.print(table)
+    console.print(f"serving on {service.url} ({'with' if token else 'without'} a token); Ctrl-C stops", highlight=False)
+    sys.stdout.flush()
+    service.run()
 
 
 class NotedProgress(Progress):

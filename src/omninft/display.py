@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from omninft.config import RewardConfig
+from omninft.rewards.registry import ComponentSpec, build_reward
+from omninft.types import OmniNFTError
 
 
 class Display:
@@ -151,3 +157,49 @@ class ConsoleDisplay(Display):
                 )
             grid.add_row(table)
         return grid
+
+
+def print_rewards(configs: Sequence[RewardConfig], console: Console) -> None:
+    """What each reward judges and loads, whether it can be used here, and what fetches what is missing."""
+    table = Table("reward", "scores (route, range)", "reads", "model", "licence", "ready", box=box.SIMPLE_HEAD)
+    lacking: dict[str, str] = {}
+    for config in configs:
+        try:
+            reward = build_reward(config)
+        except OmniNFTError as error:
+            table.add_row(f"[bold]{config.name}[/bold]", "", "", "", "", f"[yellow]{escape(str(error))}[/yellow]")
+            continue
+        model, missing = reward.model, reward.missing()
+        if missing is not None:
+            lacking[reward.name] = missing
+        ready = "[green]ready[/green]" if missing is None else "[yellow]files missing[/yellow]"
+        if model is not None and not model.verified:
+            ready += ", [dim]unverified[/dim]"
+        commercial = model is None or model.commercial
+        table.add_row(
+            f"[bold]{reward.name}[/bold]",
+            "\n".join(_score_line(c) for c in reward.components),
+            ", ".join(reward.inputs),
+            "a measurement" if model is None else f"{model.name}{_size(model.parameters)}",
+            escape(reward.licence) + ("" if commercial else "; [yellow]not cleared for commercial use[/yellow]"),
+            ready,
+        )
+    console.print(table)
+    console.print("[dim]unverified: written from its specification, not yet compared with official scores[/dim]")
+    for name, missing in lacking.items():
+        console.print(f"\n[bold]{name}[/bold]")
+        for part in missing.split("; "):
+            command = part.removeprefix("fetch by: ")
+            console.print(f"  {escape(command)}" if command == part else f"    {escape(command)}", soft_wrap=True)
+
+
+def _score_line(c: ComponentSpec) -> str:
+    unit = "" if c.unit == "1" else f" {c.unit}"
+    direction = "" if c.higher_is_better else ", lower is better"
+    return f"{c.name} ({c.route}, {c.range[0]:.3g} .. {c.range[1]:.3g}{unit}{direction})"
+
+
+def _size(parameters: int) -> str:
+    if not parameters:
+        return ""
+    return f", {parameters / 1e9:.2g} B" if parameters >= 1e9 else f", {parameters / 1e6:.3g} M"

@@ -1,31 +1,43 @@
-"""`omninft score`: rewards on clips that are already files."""
+"""`omninft score`: rewards on clips that are already files.
+
+Work that finished stays: every scored file is a line of `<output>.partial.jsonl` until the table is whole, and the
+same command goes on from there.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from omninft.config import RewardConfig
 from omninft.decode.media import read_clip
+from omninft.distributed.processes import available_cores
 from omninft.prompts.sources import open_prompts
+from omninft.rewards.model_reward import in_workers
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.types import Clip, OmniNFTError, Prompt
+from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
 
-CHUNK = 32  # clips held in memory at a time
+VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".avi")
+TABLE_ENDINGS = (".csv", ".json", ".parquet")
+CHUNK_CLIPS = 32  # scored together
+CHUNK_BYTES = 2**30  # of decoded frames held at a time
 
 
 @dataclass(frozen=True)
 class FileScores:
     """One file: its scores, None where missing, and why."""
 
-    file: str
+    file: str  # relative to the folder
     prompt_id: str
     scores: dict[str, float | None]
     reasons: dict[str, str]
@@ -44,82 +56,242 @@ class ScoreResult:
         return {n: float(np.mean(v)) if v else None for n, v in columns.items()}  # type: ignore[arg-type]
 
     def write(self, path: Path) -> None:
-        """A .csv or .json table.
+        """A .csv, .json or .parquet table, whole or not at all.
 
         Raises:
-            OmniNFTError: another ending.
+            OmniNFTError: another ending, or Parquet without pyarrow.
         """
-        if path.suffix == ".json":
-            tree = {"clips": [asdict(r) for r in self.rows], "means": self.means()}
-            path.write_text(json.dumps(tree, indent=1), encoding="utf-8")
-        elif path.suffix == ".csv":
-            text = io.StringIO()
-            writer = csv.writer(text)
-            writer.writerow(["file", "prompt_id", *self.names, "missing"])
-            for row in self.rows:
-                missing = "; ".join(f"{n}: {why}" for n, why in row.reasons.items())
-                writer.writerow([row.file, row.prompt_id, *row.scores.values(), missing])
-            path.write_text(text.getvalue(), encoding="utf-8")
-        else:
-            raise OmniNFTError(f"cannot write {path}: found ending {path.suffix!r}, expected .csv or .json")
+        write = {".csv": self._csv, ".json": self._json, ".parquet": self._parquet}[table_ending(path)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _columns(self) -> dict[str, list[Any]]:
+        return {
+            "file": [r.file for r in self.rows],
+            "prompt_id": [r.prompt_id for r in self.rows],
+            **{n: [r.scores[n] for r in self.rows] for n in self.names},
+            "missing": ["; ".join(f"{n}: {why}" for n, why in r.reasons.items()) for r in self.rows],
+        }
+
+    def _csv(self, path: Path) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        columns = self._columns()
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        path.write_text(text.getvalue(), encoding="utf-8")
+
+    def _json(self, path: Path) -> None:
+        tree = {"clips": [asdict(r) for r in self.rows], "means": self.means()}
+        path.write_text(json.dumps(tree, indent=1, allow_nan=False), encoding="utf-8")
+
+    def _parquet(self, path: Path) -> None:
+        pyarrow, parquet = _pyarrow()
+        kinds = {n: pyarrow.float64() for n in self.names}
+        arrays = {n: pyarrow.array(v, kinds.get(n, pyarrow.string())) for n, v in self._columns().items()}
+        parquet.write_table(pyarrow.table(arrays), path)
+
+
+def table_ending(path: Path) -> str:
+    """The ending of a table's name. Raises OmniNFTError: it is none of those that can be written, or Parquet cannot."""
+    if path.suffix not in TABLE_ENDINGS:
+        raise OmniNFTError(f"cannot write {path}: found ending {path.suffix!r}, expected {', '.join(TABLE_ENDINGS)}")
+    if path.suffix == ".parquet":
+        _pyarrow()
+    return path.suffix
 
 
 def score_files(
     folder: Path,
-    rewards: list[str],
+    rewards: Sequence[RewardConfig],
     prompts: Path | None = None,
+    output: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ScoreResult:
-    """Score every mp4 of a folder. A file that cannot be read is reported and the others are scored.
+    """Score every video of a folder (and the folders in it), or one file.
+
+    A file that cannot be read is reported and the others are scored. With `output` the table is written there, and
+    an interrupted call goes on: files scored whole and unchanged since are not scored again.
 
     Raises:
-        OmniNFTError: no clips, or an unknown reward.
+        OmniNFTError: no clips, an unknown reward, weights that are missing, an output of an unknown ending, or an
+            unfinished table of other rewards.
     """
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.mp4"))
+    if output is not None:
+        table_ending(output)
+    base = folder.parent if folder.is_file() else folder
+    found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix in VIDEO_ENDINGS)
+    files = [p for p in found if not p.name.startswith(".")]
     if not files:
-        raise OmniNFTError(f"no mp4 files in {folder}")
-    runner = RewardRunner([build_reward(RewardConfig(name=name)) for name in rewards], max_missing_share=1.0)
-    known = _known_prompts(files[0].parent, prompts)
-    names = tuple(c.name for r in runner.rewards for c in r.components)
-    rows: list[FileScores] = []
-    for start in range(0, len(files), CHUNK):
-        clips: list[Clip] = []
-        broken: dict[int, str] = {}
-        chunk = files[start : start + CHUNK]
-        for i, file in enumerate(chunk):
-            try:
-                clips.append(read_clip(file, _prompt_of(file, known), require_audio=False))
-            except OmniNFTError as error:
-                broken[i] = str(error)
-        table = runner.score(clips) if clips else None
-        scored = iter(range(len(clips)))
-        for i, file in enumerate(chunk):
-            if i in broken or table is None:
-                why = broken[i]
-                rows.append(FileScores(file.name, file.stem, dict.fromkeys(names), dict.fromkeys(names, why)))
-                continue
-            b = next(scored)
-            values = {n: float(v) if np.isfinite(v) else None for n, v in zip(names, table.values[b], strict=True)}
-            reasons = {names[k]: why for (row, k), why in table.reasons.items() if row == b}
-            rows.append(FileScores(file.name, clips[b].prompt.id, values, reasons))
-        progress(len(rows), len(files))
-    runner.close()
-    return ScoreResult(names, tuple(rows))
+        raise OmniNFTError(f"no clips in {folder}; looked for {', '.join(VIDEO_ENDINGS)}")
+    built = [build_reward(config) for config in rewards]
+    missing = [why for reward in built if (why := reward.missing()) is not None]
+    if missing:
+        raise OmniNFTError("; ".join(missing))
+    known = _Prompts(prompts)
+    done: dict[str, FileScores] = {}
+    with _Journal(output, rewards, prompts) as journal, RewardRunner(built, max_missing_share=1.0) as runner:
+        names = tuple(c.name for c in runner.components)
+        done |= journal.rows(base)
+        progress(len(done), len(files))
+        todo = [file for file in files if _label(file, base) not in done]
+        for chunk in _decoded(todo, known):
+            for row, file in zip(_rows(runner, chunk, names, base), [file for file, _ in chunk], strict=True):
+                done[row.file] = row
+                journal.add(row, file)
+            progress(len(done), len(files))
+        result = ScoreResult(names, tuple(done[_label(file, base)] for file in files))
+        if output is not None:
+            result.write(output)
+            journal.remove()
+    return result
 
 
-def _known_prompts(folder: Path, prompts: Path | None) -> dict[str, Prompt]:
-    """Prompts by file stem (scores.json beside the clips) or by prompt id (a prompt file)."""
-    if prompts is not None:
-        return {p.id: p for p in open_prompts(str(prompts)).prompts}
-    listing = folder / "scores.json"
+def _rows(
+    runner: RewardRunner, chunk: list[tuple[Path, Clip | OmniNFTError]], names: tuple[str, ...], base: Path
+) -> Iterator[FileScores]:
+    clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
+    table = runner.score(clips) if clips else ScoreTable((), np.empty((0, len(names))))
+    b = 0
+    for file, clip in chunk:
+        label = _label(file, base)
+        if isinstance(clip, OmniNFTError):
+            yield FileScores(label, file.stem, dict.fromkeys(names), dict.fromkeys(names, str(clip)))
+            continue
+        values = {n: float(v) if np.isfinite(v) else None for n, v in zip(names, table.values[b], strict=True)}
+        reasons = {names[k]: why for (row, k), why in table.reasons.items() if row == b}
+        yield FileScores(label, clip.prompt.id, values, reasons)
+        b += 1
+
+
+def _decoded(files: list[Path], known: _Prompts) -> Iterator[list[tuple[Path, Clip | OmniNFTError]]]:
+    """Files with their clips, decoded by several threads, in chunks that fit the memory."""
+    workers = available_cores()
+    chunk: list[tuple[Path, Clip | OmniNFTError]] = []
+    held = 0
+    for start in range(0, len(files), workers):
+        some = files[start : start + workers]
+        clips = in_workers(lambda file: read_clip(file, known.of(file), require_audio=False), some, workers)
+        for file, clip in zip(some, clips, strict=True):
+            chunk.append((file, clip))
+            held += clip.video.nbytes if isinstance(clip, Clip) else 0
+        if len(chunk) >= CHUNK_CLIPS or held >= CHUNK_BYTES:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
+
+
+def _label(file: Path, base: Path) -> str:
+    return file.relative_to(base).as_posix()
+
+
+class _Journal:
+    """The rows of an unfinished table, a line each, on disk as soon as they are known."""
+
+    def __init__(self, output: Path | None, rewards: Sequence[RewardConfig], prompts: Path | None) -> None:
+        self.path = output.with_name(f"{output.name}.partial.jsonl") if output is not None else None
+        digest = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts is not None and prompts.is_file() else None
+        # Through JSON, so that it compares equal to what is read back.
+        self.header = json.loads(json.dumps({"rewards": [r.model_dump() for r in rewards], "prompts": digest}))
+        self._file: io.TextIOWrapper | None = None
+
+    def __enter__(self) -> _Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def rows(self, base: Path) -> dict[str, FileScores]:
+        """Rows that are whole and whose files are unchanged, by label; the journal is open for more from here on."""
+        if self.path is None:
+            return {}
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        entries = [entry for line in lines if (entry := _json_or_none(line)) is not None]
+        if entries and entries[0] != self.header:
+            raise OmniNFTError(
+                f"{self.path} holds unfinished scores of other rewards, options or prompts; "
+                "remove it to begin again, or choose another output"
+            )
+        kept = [e for e in entries[1:] if not e["reasons"] and e["stamp"] == _stamp(base / e["file"])]
+        # Written anew, so that a torn last line does not stay in the middle.
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", encoding="utf-8")
+        for entry in (self.header, *kept):
+            self._write(entry)
+        return {e["file"]: FileScores(e["file"], e["prompt_id"], e["scores"], e["reasons"]) for e in kept}
+
+    def add(self, row: FileScores, file: Path) -> None:
+        if self._file is not None:
+            self._write({**asdict(row), "stamp": _stamp(file)})
+
+    def remove(self) -> None:
+        if self._file is not None and self.path is not None:
+            self._file.close()
+            self.path.unlink()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def _stamp(file: Path) -> list[int]:
+    """Tells a changed file."""
+    if not file.is_file():
+        return []
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _json_or_none(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
+
+
+class _Prompts:
+    """Prompts of clip files: from a prompt file by id, else from the scores.json beside the clips by file name."""
+
+    def __init__(self, source: Path | None) -> None:
+        self._given = {p.id: p for p in open_prompts(str(source)).prompts} if source is not None else None
+        self._beside: dict[Path, dict[str, Prompt]] = {}
+
+    def of(self, file: Path) -> Prompt:
+        """Rewards that need words find none in the prompt of an unknown file, and say so, clip by clip."""
+        if self._given is not None:
+            known = self._given
+        elif file.parent in self._beside:
+            known = self._beside[file.parent]
+        else:
+            known = self._beside[file.parent] = _listed_beside(file.parent / "scores.json")
+        stem = file.stem
+        return known.get(stem) or known.get(stem.rsplit("-", 1)[0]) or Prompt(stem, "", "", "")
+
+
+def _listed_beside(listing: Path) -> dict[str, Prompt]:
     if not listing.is_file():
         return {}
-    clips = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-    return {Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips}
+    try:
+        clips = json.loads(listing.read_text(encoding="utf-8"))["clips"]
+        return {
+            Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise OmniNFTError(f"{listing}: not a listing of clips as `omninft sample` writes it ({error!r})") from error
 
 
-def _prompt_of(file: Path, known: dict[str, Prompt]) -> Prompt:
-    stem = file.stem
-    found = known.get(stem) or known.get(stem.rsplit("-", 1)[0])
-    # Rewards that need words find none here and say so, clip by clip.
-    return found or Prompt(stem, "", "", "")
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise OmniNFTError("a .parquet table needs pyarrow: pip install 'omninft[parquet]'") from error
+    return pyarrow, pyarrow.parquet

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from omninft.decode.media import read_clip, write_clip, write_png, write_wav
+from omninft.decode.media import read_clip, read_wav, write_clip, write_png, write_wav
 from omninft.types import Clip, OmniNFTError, Prompt
 
 PROMPT = Prompt("rain-1", "rain", "rain", "rain rain")
@@ -321,3 +321,70 @@ def test_png_is_lossless(tmp_path: Path) -> None:
     assert np.array_equal(back, frame)
     with pytest.raises(OmniNFTError, match=r"frame is float64 \[7, 5\], expected uint8 \[height, width, 3\]"):
         write_png(tmp_path / "b.png", np.zeros((7, 5)))
+
+
+def test_silent_video_takes_the_wav_beside_it(tmp_path: Path) -> None:
+    clip = make_clip(channels=2)
+    write_clip(tmp_path / "a.mp4", replace(clip, waveform=np.zeros((1, 0), np.float32)))
+    write_wav(tmp_path / "a.wav", clip.waveform, 16000)
+    read = read_clip(tmp_path / "a.mp4")
+    assert read.sample_rate == 16000
+    np.testing.assert_allclose(read.waveform, clip.waveform, atol=1 / 32000)
+    # A video's own sound comes before that of a neighbour.
+    write_clip(tmp_path / "b.mp4", clip)
+    write_wav(tmp_path / "b.wav", np.zeros((1, 100), np.float32), 16000)
+    assert np.abs(read_clip(tmp_path / "b.mp4").waveform).max() > 0.2
+
+
+def test_damaged_wav_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF....WAVE")
+    with pytest.raises(OmniNFTError, match=r"a\.wav: not a sound file"):
+        read_wav(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(
+    ("matrix", "turns"),  # a, b, c, d of the track's matrix (x, y) -> (ax + cy, bx + dy); quarter turns, left positive
+    [((0, 1, -1, 0), -1), ((0, -1, 1, 0), 1), ((-1, 0, 0, -1), 2)],
+)
+def test_pictures_are_turned_as_the_file_says(tmp_path: Path, matrix: tuple[int, ...], turns: int) -> None:
+    path = tmp_path / "phone.mp4"
+    write_clip(path, make_clip(num_frames=4))
+    plain = read_clip(path).video
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 4 + 4 + 20 + 8 + 8  # version, times and duration, reserved, layer to volume
+    identity = (1, 0, 0, 0, 1, 0)
+    a, b, c, d = matrix
+    assert [int.from_bytes(content[at + 4 * k : at + 4 * k + 4], "big", signed=True) >> 16 for k in range(6)] == [
+        *identity
+    ]
+    for k, value in zip((0, 1, 3, 4), (a, b, c, d), strict=True):
+        content[at + 4 * k : at + 4 * k + 4] = (value << 16).to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(read_clip(path).video, np.rot90(plain, turns, axes=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("ending", "codec", "sound"), [("webm", "libvpx-vp9", "libopus"), ("mov", "libx264", "pcm_s16le")]
+)
+def test_other_containers(tmp_path: Path, ending: str, codec: str, sound: str) -> None:
+    path, clip = tmp_path / f"clip.{ending}", make_clip(num_frames=24, sample_rate=48000)
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream(codec, rate=24), container.add_stream(sound, rate=48000, layout="mono")
+        video.height, video.width, video.pix_fmt = 32, 48, "yuv420p"
+        video.options = {"crf": "18"}
+        for pixels in clip.video:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode(None))
+        for start in range(0, 48000, 960):
+            pcm = np.round(clip.waveform[:, start : start + 960] * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    read = read_clip(path)
+    assert read.video.shape == clip.video.shape
+    assert read.frame_rate == pytest.approx(24)
+    assert abs(read.waveform.shape[1] - 48000) <= 960
+    overlap = min(read.waveform.shape[1], 48000)
+    correlation = np.corrcoef(read.waveform[0, :overlap], clip.waveform[0, :overlap])[0, 1]
+    assert correlation > 0.98

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import soundfile
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -93,7 +94,9 @@ def write_clip(path: str | Path, clip: Clip, crf: int = 18, upscale: int = 1) ->
             container.mux(audio.encode(None))
 
 
-def read_clip(path: str | Path, prompt: Prompt | None = None, require_audio: bool = True) -> Clip:
+def read_clip(
+    path: str | Path, prompt: Prompt | None = None, require_audio: bool = True, max_bytes: int | None = None
+) -> Clip:
     """Read a video file with its sound.
 
     `video` is uint8 RGB, [T, H, W, 3]. Regular frames come as they are, at the rate that the file states; irregular
@@ -102,23 +105,29 @@ def read_clip(path: str | Path, prompt: Prompt | None = None, require_audio: boo
     that starts earlier is cut, later is preceded by zeros, and the end is cut or padded with zeros to the duration
     that the sound stream declares (encoders append padding that is not sound).
 
-    A file without sound is refused unless `require_audio` is False; its waveform then has shape [0, 0] and
-    `sample_rate` is 0. Without `prompt` the clip gets one with empty texts whose id is the file's stem.
+    Pictures are turned as the file says they should be shown. A file without sound takes it from a WAV of the same stem
+    beside it, where there is one; else it is refused unless `require_audio` is False, and its waveform then has shape
+    [0, 0] and `sample_rate` 0. Without `prompt` the clip gets one with empty texts whose id is the file's stem.
 
-    Raises OmniNFTError naming the file: missing, not a video, truncated or damaged, no frames, no sound.
+    Files of strangers can unfold to any size: frames and sound of more than `max_bytes` are refused, before the memory
+    for them is taken.
+
+    Raises OmniNFTError naming the file: missing, not a video, truncated or damaged, no frames, no sound, too large.
     """
     path = Path(path)
     if not path.is_file():
         raise OmniNFTError(f"{path}: no such file")
     try:
-        with av.open(str(path)) as container:
-            decoded = _decode(path, container)
+        with av.open(str(path), options=_pixel_limit(max_bytes)) as container:
+            decoded = _decode(path, container, max_bytes)
     except (FFmpegError, OSError) as error:
         raise OmniNFTError(f"{path}: not a video, or truncated or damaged ({error})") from error
     if not decoded.frames:
         raise OmniNFTError(f"{path}: the video stream has no frames")
     video, rate = _at_average_rate(decoded)
-    waveform = decoded.waveform()
+    waveform = decoded.waveform(path)
+    if waveform.size == 0 and path.with_suffix(".wav").is_file():
+        waveform, decoded.sample_rate = read_wav(path.with_suffix(".wav"))
     if waveform.size == 0:
         if require_audio:
             raise OmniNFTError(f"{path}: the file has no sound; expected a video with a sound stream")
@@ -126,6 +135,18 @@ def read_clip(path: str | Path, prompt: Prompt | None = None, require_audio: boo
     if prompt is None:
         prompt = Prompt(id=path.stem, prompt_v="", prompt_a="", prompt_av="")
     return Clip(video, float(rate), waveform, decoded.sample_rate, prompt)
+
+
+def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
+    """Samples [channels, N] float32 in [-1, 1], and their rate in Hz.
+
+    Raises OmniNFTError naming the path: missing, not a sound file, or damaged.
+    """
+    try:
+        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise OmniNFTError(f"{path}: not a sound file, or damaged ({error})") from error
+    return np.ascontiguousarray(np.clip(samples.T, -1.0, 1.0)), int(rate)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:
@@ -234,13 +255,22 @@ class _Decoded:
     sound: list[np.ndarray] = field(default_factory=list)  # each [channels, n] float32
     sound_start: Fraction = Fraction(0)
     sound_end: Fraction | None = None  # as declared
+    max_bytes: int | None = None
+    num_bytes: int = 0
 
-    def waveform(self) -> np.ndarray:
+    def spend(self, path: Path, num_bytes: int) -> None:
+        """Count what is about to be held in memory."""
+        self.num_bytes += num_bytes
+        if self.max_bytes is not None and self.num_bytes > self.max_bytes:
+            raise OmniNFTError(f"{path}: decoded, it takes more than the {self.max_bytes} bytes allowed")
+
+    def waveform(self, path: Path) -> np.ndarray:
         """[channels, N] from the time of the first frame to the declared end of the sound; [0, 0] without sound."""
         if not self.sound:
             return np.zeros((0, 0), np.float32)
         samples = np.concatenate(self.sound, axis=1)
         offset = round((self.sound_start - self.times[0]) * self.sample_rate)
+        self.spend(path, max(0, offset) * len(samples) * samples.itemsize)
         samples = samples[:, -offset:] if offset < 0 else np.pad(samples, ((0, 0), (offset, 0)))
         if self.sound_end is not None:
             length = max(0, round((self.sound_end - self.times[0]) * self.sample_rate))
@@ -250,7 +280,12 @@ class _Decoded:
         return clipped
 
 
-def _decode(path: Path, container: InputContainer) -> _Decoded:
+def _pixel_limit(max_bytes: int | None) -> dict[str, str]:
+    """Option that keeps ffmpeg itself from frames larger than that."""
+    return {} if max_bytes is None else {"max_pixels": str(min(max(1, max_bytes // 3), 2**31 - 1))}
+
+
+def _decode(path: Path, container: InputContainer, max_bytes: int | None) -> _Decoded:
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         raise OmniNFTError(f"{path}: the file has no video stream")
@@ -260,7 +295,8 @@ def _decode(path: Path, container: InputContainer) -> _Decoded:
     for stream in (video, audio):
         if stream is not None and stream.codec_context is None:
             raise OmniNFTError(f"{path}: stream {stream.index} is truncated or damaged, or of an unknown codec")
-    decoded = _Decoded(stated_rate=video.average_rate or video.guessed_rate)
+    video.codec_context.options = _pixel_limit(max_bytes)
+    decoded = _Decoded(stated_rate=video.average_rate or video.guessed_rate, max_bytes=max_bytes)
     resampler: AudioResampler | None = None
     if audio is not None:
         decoded.sample_rate = audio.codec_context.sample_rate
@@ -274,6 +310,7 @@ def _decode(path: Path, container: InputContainer) -> _Decoded:
             elif isinstance(frame, av.AudioFrame) and resampler is not None:
                 if not decoded.sound and frame.pts is not None and frame.time_base is not None:
                     decoded.sound_start = frame.pts * frame.time_base
+                decoded.spend(path, frame.samples * len(frame.layout.channels) * 4)
                 decoded.sound += [piece.to_ndarray() for piece in resampler.resample(frame)]
     if audio is not None and audio.duration is not None and audio.time_base is not None:
         decoded.sound_end = ((audio.start_time or 0) + audio.duration) * audio.time_base
@@ -282,7 +319,10 @@ def _decode(path: Path, container: InputContainer) -> _Decoded:
 
 
 def _add_frame(path: Path, decoded: _Decoded, frame: av.VideoFrame) -> None:
+    decoded.spend(path, frame.width * frame.height * 3)
     pixels = frame.to_ndarray(format="rgb24")
+    if frame.rotation % 360:
+        pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # phones film on their side
     if decoded.frames and pixels.shape != decoded.frames[0].shape:
         before, now = (f"{p.shape[1]}x{p.shape[0]}" for p in (decoded.frames[0], pixels))
         raise OmniNFTError(f"{path}: the frame size changes from {before} to {now} at frame {len(decoded.frames)}")
