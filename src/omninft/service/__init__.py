@@ -1,0 +1,1 @@
+"""Rewards behind HTTP, for another environment or machine: what travels, the server, the client."""
