@@ -91,13 +91,13 @@ def write_results(folder: Path, recipes: list[str], seeds: list[int]) -> None:
 
 
 def _table(folder: Path, recipe: str, seeds: list[int], measures: list[Measure], ids: tuple[str, ...]) -> list[str]:
-    tables = [
-        compare_paired(
-            measures, values(folder, f"{recipe}-{s}", "base"), values(folder, f"{recipe}-{s}", "trained"), ids
-        )
-        for s in seeds
-    ]
-    lines = ["| measure | base | " + " | ".join(f"seed {s}" for s in seeds) + " |", "|---" * (2 + len(seeds)) + "|"]
+    """A column a seed, and one of the mean over the seeds, clip by clip: what the recipe does, whatever the seed."""
+    bases = [values(folder, f"{recipe}-{s}", "base") for s in seeds]
+    ends = [values(folder, f"{recipe}-{s}", "trained") for s in seeds]
+    pairs = [*zip(bases, ends, strict=True), (np.mean(bases, axis=0), np.mean(ends, axis=0))]
+    tables = [compare_paired(measures, base, trained, ids) for base, trained in pairs]
+    heads = [*(f"seed {s}" for s in seeds), "mean of the seeds"]
+    lines = ["| measure | base | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for rows in zip(*(t.rows for t in tables), strict=True):
         cells = [f"{r.trained.mean:.3f} ({_interval(r.difference)}, {r.verdict})" for r in rows]
         m = rows[0].measure
