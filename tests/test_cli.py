@@ -30,7 +30,7 @@ def omninft(*arguments: str, cwd: Path, expect: int = 0) -> str:
 
 def test_help_lists_the_commands(tmp_path: Path) -> None:
     text = omninft("--help", cwd=tmp_path)
-    for command in ("train", "sample", "score", "pretrain", "check", "report", "rewards"):
+    for command in ("train", "sample", "score", "pretrain", "check", "report", "rewards", "serve"):
         assert command in text
 
 
@@ -114,3 +114,29 @@ def test_train_with_ones_own_reward_and_report(tmp_path: Path) -> None:
     # A second run gets a folder of its own.
     omninft("train", "mine.yaml", "evaluation.every=0", "evaluation.test_clips=0", cwd=tmp_path)
     assert (tmp_path / "runs" / "mine-2" / "report.html").is_file()
+
+
+def test_rewards_says_what_is_there_and_what_fetches_the_rest(tmp_path: Path) -> None:
+    text = omninft("rewards", cwd=tmp_path)
+    for fact in ("desync (joint, 0.333 .. 1)", "videoalign", "CC-BY-NC-SA 4.0", "preset commercial: audiobox, dnsmos"):
+        assert fact in text
+    command = "hf download laion/clap-htsat-unfused config.json pytorch_model.bin tokenizer.json --revision 8fa0f1c6"
+    assert command in text
+
+
+def test_verify_checks_a_reward_that_runs_and_names_what_another_lacks(tmp_path: Path) -> None:
+    text = omninft("rewards", "verify", "flicker", cwd=tmp_path)
+    assert [line.split()[:2] for line in text.splitlines()] == [
+        ["ok", f"{subject}:"] for subject in ("files", "scores", "batch", "order", "official")
+    ]
+    text = omninft("rewards", "verify", "desync", cwd=tmp_path, expect=1)
+    assert "synchformer_state_dict.pth" in text
+    assert "curl -L" in text
+
+
+def test_a_preset_scores_what_it_can_and_says_what_it_cannot(clips: Path, tmp_path: Path) -> None:
+    text = omninft("score", str(clips), "--preset", "offline", "-o", "scores.parquet", cwd=tmp_path)
+    assert "table in scores.parquet" in text
+    assert (tmp_path / "scores.parquet").is_file()
+    listing = omninft("score", str(clips), "--preset", "offlin", cwd=tmp_path, expect=1)
+    assert "unknown preset 'offlin'" in listing

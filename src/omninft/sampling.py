@@ -39,14 +39,7 @@ def sample_clips(
         OmniNFTError: prompts, model or LoRA that cannot be read.
     """
     chosen = _prompts(prompts, limit)
-    state, adapter = None, "reference"
-    config = ModelConfig(path=model)
-    if lora is not None:
-        state, lora_config = read_lora(lora)
-        config, adapter = ModelConfig(path=model, lora=lora_config), "current"
-    policy = LTX2Policy.load(config)
-    if state is not None:
-        policy.adapters.load_state("current", state)
+    policy, adapter = load_policy(model, lora)
     sampling = SamplingConfig(
         num_steps=steps,
         video_guidance=GuidanceConfig(text=guidance[0]),
@@ -67,6 +60,20 @@ def sample_clips(
         progress(len(written), total)
     (output / "scores.json").write_text(json.dumps({"clips": entries}, indent=1), encoding="utf-8")
     return written
+
+
+def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Policy, str]:
+    """A model, with a LoRA on it where one is given, and the name of the adapter to sample with.
+
+    Raises:
+        OmniNFTError: model or LoRA that cannot be read.
+    """
+    if lora is None:
+        return LTX2Policy.load(ModelConfig(path=model)), "reference"
+    state, lora_config = read_lora(lora)
+    policy = LTX2Policy.load(ModelConfig(path=model, lora=lora_config))
+    policy.adapters.load_state("current", state)
+    return policy, "current"
 
 
 def _prompts(source: str, limit: int) -> list[Prompt]:

@@ -18,19 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from omninft.clip_files import CHUNK_CLIPS, VIDEO_ENDINGS, Journal, decoded_chunks, file_stamp
 from omninft.config import RewardConfig
 from omninft.decode.media import read_clip
 from omninft.distributed.processes import available_cores
 from omninft.prompts.sources import open_prompts
-from omninft.rewards.model_reward import in_workers
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
 
-VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".avi")
 TABLE_ENDINGS = (".csv", ".json", ".parquet")
-CHUNK_CLIPS = 32  # scored together
-CHUNK_BYTES = 2**30  # of decoded frames held at a time
 
 
 @dataclass(frozen=True)
@@ -135,15 +132,19 @@ def score_files(
         raise OmniNFTError("; ".join(missing))
     known = _Prompts(prompts)
     done: dict[str, FileScores] = {}
-    with _Journal(output, rewards, prompts) as journal, RewardRunner(built, max_missing_share=1.0) as runner:
+    with _journal(output, rewards, prompts) as journal, RewardRunner(built, max_missing_share=1.0) as runner:
         names = tuple(c.name for c in runner.components)
-        done |= journal.rows(base)
+        for entry in journal.resume(lambda e: not e["reasons"] and e["stamp"] == file_stamp(base / e["file"])):
+            done[entry["file"]] = FileScores(entry["file"], entry["prompt_id"], entry["scores"], entry["reasons"])
         progress(len(done), len(files))
         todo = [file for file in files if _label(file, base) not in done]
-        for chunk in _decoded(todo, known):
+        workers = available_cores()
+        for chunk in decoded_chunks(
+            todo, lambda file: read_clip(file, known.of(file), require_audio=False), workers, CHUNK_CLIPS
+        ):
             for row, file in zip(_rows(runner, chunk, names, base), [file for file, _ in chunk], strict=True):
                 done[row.file] = row
-                journal.add(row, file)
+                journal.add({**asdict(row), "stamp": file_stamp(file)})
             progress(len(done), len(files))
         result = ScoreResult(names, tuple(done[_label(file, base)] for file in files))
         if output is not None:
@@ -169,92 +170,15 @@ def _rows(
         b += 1
 
 
-def _decoded(files: list[Path], known: _Prompts) -> Iterator[list[tuple[Path, Clip | OmniNFTError]]]:
-    """Files with their clips, decoded by several threads, in chunks that fit the memory."""
-    workers = available_cores()
-    chunk: list[tuple[Path, Clip | OmniNFTError]] = []
-    held = 0
-    for start in range(0, len(files), workers):
-        some = files[start : start + workers]
-        clips = in_workers(lambda file: read_clip(file, known.of(file), require_audio=False), some, workers)
-        for file, clip in zip(some, clips, strict=True):
-            chunk.append((file, clip))
-            held += clip.video.nbytes if isinstance(clip, Clip) else 0
-        if len(chunk) >= CHUNK_CLIPS or held >= CHUNK_BYTES:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
-
-
 def _label(file: Path, base: Path) -> str:
     return file.relative_to(base).as_posix()
 
 
-class _Journal:
-    """The rows of an unfinished table, a line each, on disk as soon as they are known."""
-
-    def __init__(self, output: Path | None, rewards: Sequence[RewardConfig], prompts: Path | None) -> None:
-        self.path = output.with_name(f"{output.name}.partial.jsonl") if output is not None else None
-        digest = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts is not None and prompts.is_file() else None
-        # Through JSON, so that it compares equal to what is read back.
-        self.header = json.loads(json.dumps({"rewards": [r.model_dump() for r in rewards], "prompts": digest}))
-        self._file: io.TextIOWrapper | None = None
-
-    def __enter__(self) -> _Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def rows(self, base: Path) -> dict[str, FileScores]:
-        """Rows that are whole and whose files are unchanged, by label; the journal is open for more from here on."""
-        if self.path is None:
-            return {}
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        entries = [entry for line in lines if (entry := _json_or_none(line)) is not None]
-        if entries and entries[0] != self.header:
-            raise OmniNFTError(
-                f"{self.path} holds unfinished scores of other rewards, options or prompts; "
-                "remove it to begin again, or choose another output"
-            )
-        kept = [e for e in entries[1:] if not e["reasons"] and e["stamp"] == _stamp(base / e["file"])]
-        # Written anew, so that a torn last line does not stay in the middle.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
-        for entry in (self.header, *kept):
-            self._write(entry)
-        return {e["file"]: FileScores(e["file"], e["prompt_id"], e["scores"], e["reasons"]) for e in kept}
-
-    def add(self, row: FileScores, file: Path) -> None:
-        if self._file is not None:
-            self._write({**asdict(row), "stamp": _stamp(file)})
-
-    def remove(self) -> None:
-        if self._file is not None and self.path is not None:
-            self._file.close()
-            self.path.unlink()
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
-        self._file.flush()
-
-
-def _stamp(file: Path) -> list[int]:
-    """Tells a changed file."""
-    if not file.is_file():
-        return []
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _json_or_none(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+def _journal(output: Path | None, rewards: Sequence[RewardConfig], prompts: Path | None) -> Journal:
+    path = output.with_name(f"{output.name}.partial.jsonl") if output is not None else None
+    digest = hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts is not None and prompts.is_file() else None
+    header = {"rewards": [r.model_dump() for r in rewards], "prompts": digest}
+    return Journal(path, header, "scores of other rewards, options or prompts")
 
 
 class _Prompts:

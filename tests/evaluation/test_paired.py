@@ -16,6 +16,7 @@ from omninft.evaluation.paired import (
     PairedTable,
     compare_paired,
     difference_of_differences,
+    mean_estimates,
     student_quantile,
 )
 from omninft.types import OmniNFTError
@@ -279,3 +280,21 @@ def test_a_gain_that_the_placebo_has_too_is_no_gain() -> None:
     assert row.trained_gain.low > 0.3
     assert row.difference.low < 0 < row.difference.high
     assert row.verdict == "no difference"
+
+
+def test_means_of_single_samples_have_the_intervals_of_paired_ones() -> None:
+    rng = np.random.default_rng(0)
+    ids = [f"p{i // 2}" for i in range(24)]
+    values = rng.normal(size=(24, 2))
+    values[3, 1] = np.nan
+    first, second = mean_estimates(values, ids, resamples=500)
+    row = compare_paired([Measure("m", "trained")], values[:, :1], values[:, :1] + 1, ids, resamples=500).rows[0]
+    assert (first.mean, first.low, first.high) == (row.base.mean, row.base.low, row.base.high)
+    assert second.mean == pytest.approx(np.nanmean(values[:, 1]))
+    assert second.low < second.mean < second.high
+    assert math.isnan(mean_estimates(np.full((2, 1), np.nan), ["a", "b"])[0].mean)
+    (one,) = mean_estimates(np.array([[1.0], [2.0]]), ["a", "a"])
+    assert one.mean == 1.5
+    assert math.isnan(one.low)
+    with pytest.raises(OmniNFTError, match="one row for each of 3 ids"):
+        mean_estimates(values, ["a", "b", "c"])

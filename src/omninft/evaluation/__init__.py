@@ -1,1 +1,1 @@
-"""Paired evaluation: the same prompts and the same noise, before and after."""
+"""Evaluation: paired comparison, benchmarks, their results, the leaderboard."""

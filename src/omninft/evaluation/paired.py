@@ -273,11 +273,33 @@ def difference_of_differences(
     return tuple(rows)
 
 
+def mean_estimates(
+    values: np.ndarray,
+    prompt_ids: Sequence[str],
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Mean over clips of each column of `values` [n, K] (NaN where missing), with its bootstrap interval over prompts.
+
+    The mean of no clips is NaN, and so is the interval for clips of fewer than two prompts.
+
+    Raises OmniNFTError when there is not one prompt id per row.
+    """
+    if values.ndim != 2 or len(values) != len(prompt_ids):
+        raise OmniNFTError(
+            f"scores have shape {list(values.shape)}, expected one row for each of {len(prompt_ids)} ids"
+        )
+    samples = [_PromptSums.of(column[None], prompt_ids) for column in values.T]
+    return [estimates[0] for estimates in _estimates(samples, resamples, confidence, seed)]
+
+
 @dataclass(frozen=True)
 class _PromptSums:
-    """Three columns of one measure, summed over the clips of each prompt that has any."""
+    """A few columns (C) of one measure, summed over the clips of each prompt that has any."""
 
-    sums: np.ndarray  # [P, 3]
+    sums: np.ndarray  # [P, C]
     sizes: np.ndarray  # [P] clips
     first_spread: float  # standard deviation of the first column
 
@@ -287,7 +309,7 @@ class _PromptSums:
 
     @staticmethod
     def of(columns: np.ndarray, prompt_ids: Sequence[str]) -> _PromptSums:
-        """`columns` is [3, n]; a clip counts where all three are finite."""
+        """`columns` is [C, n]; a clip counts where all of them are finite."""
         valid = np.isfinite(columns).all(axis=0)
         kept = columns[:, valid].astype(np.float64)
         _, prompt = np.unique(np.asarray(prompt_ids, dtype=object)[valid].astype(str), return_inverse=True)
@@ -299,32 +321,32 @@ class _PromptSums:
 
 def _estimates(
     samples: Sequence[_PromptSums], resamples: int, confidence: float, seed: int
-) -> list[tuple[Estimate, Estimate, Estimate]]:
-    """Means and intervals of the three columns of every sample.
+) -> list[tuple[Estimate, ...]]:
+    """Means and intervals of the columns of every sample, as many in each.
 
     Samples with the same number of prompts share their draws, so adding a measure does not move another's interval.
     """
     draws: dict[int, np.ndarray] = {}
+    width = samples[0].sums.shape[1] if samples else 0
     for count in {len(s.sizes) for s in samples if len(s.sizes) > 1}:
         alike = [s for s in samples if len(s.sizes) == count]
         sums = np.concatenate([s.sums for s in alike], axis=1)
-        sizes = np.repeat(np.stack([s.sizes for s in alike], axis=1), 3, axis=1)
+        sizes = np.repeat(np.stack([s.sizes for s in alike], axis=1), width, axis=1)
         draws[count] = _resampled_means(sums, sizes, resamples, seed)
     taken = dict.fromkeys(draws, 0)
     estimates = []
     for sample in samples:
         count = len(sample.sizes)
-        means = sample.sums.sum(axis=0) / sample.num_clips if count else np.full(3, math.nan)
-        low, high = np.full(3, math.nan), np.full(3, math.nan)
+        means = sample.sums.sum(axis=0) / sample.num_clips if count else np.full(width, math.nan)
+        low, high = np.full(width, math.nan), np.full(width, math.nan)
         if count > 1:
-            drawn = draws[count][:, taken[count] : taken[count] + 3]
-            taken[count] += 3
+            drawn = draws[count][:, taken[count] : taken[count] + width]
+            taken[count] += width
             tail = _tail_share(confidence, count)
             low, high = np.quantile(drawn, [tail, 1 - tail], axis=0)
-        first, second, third = (
-            Estimate(float(m), float(a), float(b)) for m, a, b in zip(means, low, high, strict=True)
+        estimates.append(
+            tuple(Estimate(float(m), float(a), float(b)) for m, a, b in zip(means, low, high, strict=True))
         )
-        estimates.append((first, second, third))
     return estimates
 
 

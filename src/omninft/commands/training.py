@@ -1,0 +1,111 @@
+"""Commands that train and build models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from omninft.commands.terminal import (
+    NotedProgress,
+    Overrides,
+    RecipeArgument,
+    console,
+    print_findings,
+)
+from omninft.types import OmniNFTError
+
+
+def train(
+    recipe: RecipeArgument = "omninft",
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with from its last checkpoint.")] = None,
+) -> None:
+    """Post-train a model: sample, score, learn, and compare base against trained on held-out prompts."""
+    from omninft.config import load_config
+    from omninft.display import ConsoleDisplay
+    from omninft.run import read_run_config
+    from omninft.train import train as run_training
+
+    if resume is not None:
+        # Typer reads the first key=value as the recipe when a run is resumed.
+        changes = [*([recipe] if "=" in recipe else []), *(overrides or [])]
+        config = read_run_config(resume, changes)
+    elif "=" in recipe:
+        config = load_config("omninft", [recipe, *(overrides or [])])
+    else:
+        config = load_config(recipe, overrides)
+    result = run_training(config, resume=resume, display=ConsoleDisplay(console))
+    if result.table is not None:
+        result.table.render(console)
+    if not result.finished:
+        console.print(
+            f"stopped after iteration {result.iterations}; go on with\n  omninft train --resume {result.folder}",
+            highlight=False,
+        )
+        return
+    for label, place in (
+        ("report", result.folder / "report.html"),
+        ("clips", result.folder / "samples"),
+        ("LoRA", result.folder / "export"),
+    ):
+        console.print(f"{label:7} {place}", highlight=False)
+
+
+def check(
+    recipe: RecipeArgument = "omninft",
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option(help="Leave out the trial that estimates time and memory.")] = False,
+) -> None:
+    """Validate a recipe with its prompts, model, rewards and disk, and say what the run will cost."""
+    from omninft.checkup import check_run
+    from omninft.config import load_config
+
+    if not print_findings(check_run(load_config(recipe, overrides), trial=not quick)):
+        raise typer.Exit(1)
+
+
+def report(
+    folder: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest under runs/.")] = None,
+) -> None:
+    """Write report.html of a run: curves, health, and base against trained side by side, with sound."""
+    from omninft.gallery.report import write_report
+
+    if folder is None:
+        runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
+        if not runs:
+            raise OmniNFTError("no run under runs/; give a run folder, or make one by `omninft train`")
+        folder = runs[-1].parent
+    console.print(f"report {write_report(folder)}", highlight=False)
+
+
+def pretrain(
+    size: Annotated[str, typer.Option(help="tiny (shipped) or deep (16 blocks, for studies).")] = "tiny",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Pipeline folder to write.")] = Path("tiny-model"),
+    work: Annotated[Path, typer.Option(help="Intermediate results; an interrupted run goes on from there.")] = Path(
+        "work/pretrain"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="For the transformer: cpu or cuda.")] = "cpu",
+) -> None:
+    """Rebuild the bundled model from its procedural world alone: autoencoders, vocoder, transformer."""
+    import torch
+
+    from omninft.distributed.processes import available_cores
+    from omninft.pretrain.card import write_card
+    from omninft.pretrain.run import pretrain as rebuild
+
+    torch.set_num_threads(available_cores())
+    with NotedProgress(console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            listed = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            progress.update(tasks[stage], completed=step, total=total, note=listed)
+
+        folder = rebuild(size, work, output, seed, device, show)
+        write_card(folder, size, lambda done, total: show("measuring", done, total, {}))
+    console.print(f"pipeline in {folder}", highlight=False)

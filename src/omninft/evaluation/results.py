@@ -1,0 +1,129 @@
+"""What an evaluation of one system gives, on disk and in memory: the hand-over from evaluating to ranking and showing.
+
+A folder of an evaluation holds result.json (this), table.md and table.csv. Rows of different protocols are never
+compared: `Protocol.digest` covers everything that changes a number but the system itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omninft.evaluation.paired import Estimate
+from omninft.types import OmniNFTError
+
+RESULT_FILE = "result.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One column of a benchmark's table."""
+
+    name: str  # key in files, e.g. "av_ib"
+    label: str  # heading, e.g. "AV-IB"
+    description: str
+    higher_is_better: bool = True
+    unit: str = ""  # "s", "ms"; empty for a plain number
+    decimals: int = 3
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How numbers were made. `settings` is JSON: prompts digest, window lengths, compat switches, weights checksums."""
+
+    benchmark: str  # "javisbench", "vbench", "world"
+    version: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """12 hexadecimal digits; equal digests may be ranked together."""
+        text = json.dumps([self.benchmark, self.version, self.settings], sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """One clip: None where a score is missing, and why."""
+
+    index: int  # row of the prompt file
+    file: str  # relative to the folder of clips
+    prompt_id: str
+    prompt: str
+    categories: tuple[str, ...]
+    scores: dict[str, float | None]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """A metric over a set of clips. The interval is 95 %, by a bootstrap over prompts; None where there is none."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    count: int = 0  # clips that have a score
+    missing: int = 0  # clips that have none
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(*(math.nan if v is None else v for v in (self.value, self.low, self.high)))
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One system on one benchmark."""
+
+    system: str  # name to show
+    protocol: Protocol
+    metrics: tuple[Metric, ...]
+    overall: dict[str, MetricResult]  # metric name -> over all clips
+    categories: dict[str, dict[str, MetricResult]]  # category -> metric name -> over its clips
+    clips: tuple[ClipScores, ...]
+    generation: dict[str, Any] = field(default_factory=dict)  # model, LoRA, seed, steps, guidance; what is known
+    weights: dict[str, str] = field(default_factory=dict)  # judging model -> checksums, revision, versions
+    notes: tuple[str, ...] = ()  # what a reader must know, e.g. metrics left out and why
+
+    def save(self, folder: Path) -> Path:
+        """Write result.json there, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / RESULT_FILE
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    @staticmethod
+    def load(path: Path) -> EvaluationResult:
+        """What `save` wrote, given the file or its folder.
+
+        Raises:
+            OmniNFTError: no such file, or not such a file.
+        """
+        path = path / RESULT_FILE if path.is_dir() else path
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+            if tree.pop("format") != FORMAT:
+                raise ValueError("another format")
+            return EvaluationResult(
+                system=tree["system"],
+                protocol=Protocol(**tree["protocol"]),
+                metrics=tuple(Metric(**m) for m in tree["metrics"]),
+                overall={k: MetricResult(**v) for k, v in tree["overall"].items()},
+                categories={c: {k: MetricResult(**v) for k, v in row.items()} for c, row in tree["categories"].items()},
+                clips=tuple(ClipScores(**{**c, "categories": tuple(c["categories"])}) for c in tree["clips"]),
+                generation=tree["generation"],
+                weights=tree["weights"],
+                notes=tuple(tree["notes"]),
+            )
+        except OSError as error:
+            raise OmniNFTError(f"{path}: cannot be read ({error}); `omninft evaluate` writes it") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise OmniNFTError(f"{path}: not a result of `omninft evaluate` ({error!r})") from error

@@ -1,0 +1,125 @@
+"""`omninft evaluate`: a model or a folder of clips, a benchmark, a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omninft.evaluate import spread
+from omninft.evaluation import javisbench
+from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
+from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark, default_device
+from omninft.evaluation.clip_folder import find_clips
+from omninft.evaluation.generation import Generation, generate_missing, read_settings
+from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
+from omninft.evaluation.results import EvaluationResult
+from omninft.types import OmniNFTError
+
+WORLD_PROMPTS = "world:test"
+WORLD_LIMIT = 64  # prompts by default: about two minutes on two cores
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate(
+    clips: Path | None = None,
+    choice: Choice | None = None,
+    *,
+    prompts: str | None = None,
+    model: str = "tiny",
+    lora: Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: tuple[float | None, float | None] = (None, None),
+    limit: int | None = None,
+    name: str | None = None,
+    output: Path | None = None,
+    shard: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[Path, EvaluationResult | None]:
+    """Evaluate the clips of a folder, or those of a model, which are made first under `output`/clips.
+
+    Without `prompts` the bundled world's test prompts are taken for a model, and for clips a prompts.csv (.jsonl, .txt)
+    or scores.json in their folder. `limit` takes that many prompts, evenly spaced (0: all). Returns the folder of the
+    result, and the result; None while other shards are not done.
+
+    Raises:
+        OmniNFTError: whatever is missing or wrong, in a sentence.
+    """
+    choice = choice or Choice()
+    part = _shard(shard)
+    label = name or _label(clips, model, lora)
+    output = output or Path("evaluations") / label.replace("/", "--")
+    rows = _rows(clips, choice, prompts, limit)
+    generation = None if clips is not None else _generation(choice, model, lora, seed, steps, guidance)
+    benchmark = build_benchmark(choice)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(default_device())  # where "cuda" is, for the model
+    if clips is None:
+        assert generation is not None
+        clips = output / CLIPS
+        generate_missing(rows, clips, generation, lambda done, total: progress("sampling", done, total), part.share)
+    made = read_settings(clips)
+    made |= {"clips": str(clips)} if clips != output / CLIPS else {}
+    result = run_benchmark(
+        benchmark,
+        find_clips(clips, rows),
+        output,
+        system=label,
+        generation=made,
+        shard=part,
+        progress=lambda done, total: progress("scoring", done, total),
+    )
+    return output, result
+
+
+def _shard(text: str | None) -> Shard:
+    """As given, or torchrun's."""
+    if text is not None:
+        return parse_shard(text)
+    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _label(clips: Path | None, model: str, lora: Path | None) -> str:
+    if clips is not None:
+        folder = clips.resolve()
+        return folder.parent.name if folder.name == CLIPS else folder.name
+    base = Path(model).name if Path(model).exists() else model
+    return f"{base}+{lora.stem}" if lora is not None else base
+
+
+def _rows(clips: Path | None, choice: Choice, prompts: str | None, limit: int | None) -> list[PromptRow]:
+    beside = [clips / f"prompts{ending}" for ending in PROMPT_ENDINGS] if clips is not None else []
+    source = prompts or next((str(path) for path in beside if path.is_file()), None)
+    if source is not None:
+        rows = read_prompt_rows(source)
+    elif clips is not None and (clips / LISTING).is_file():
+        rows = rows_beside(clips)
+    elif choice.benchmark == "world" and clips is None:
+        rows = read_prompt_rows(WORLD_PROMPTS)
+        limit = WORLD_LIMIT if limit is None else limit
+    elif choice.benchmark == "javisbench":
+        raise OmniNFTError(f"javisbench needs its prompts: --prompts FILE; fetch them by: {JAVISBENCH_FILES}")
+    else:
+        assert clips is not None
+        rows = rows_beside(clips)
+    return [rows[i] for i in spread(limit or len(rows), len(rows))]
+
+
+def _generation(
+    choice: Choice,
+    model: str,
+    lora: Path | None,
+    seed: int,
+    steps: int | None,
+    guidance: tuple[float | None, float | None],
+) -> Generation:
+    size: dict[str, Any] = {}
+    if choice.benchmark == "javisbench":
+        rate, sound = javisbench.FRAME_RATE, javisbench.AUDIO_RATE
+        size = {"seconds": javisbench.SECONDS, "frame_rate": rate, "audio_rate": sound}
+    return Generation(model, lora, seed, steps, guidance[0], guidance[1], **size)

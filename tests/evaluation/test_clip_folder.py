@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omninft.decode.media import write_clip, write_wav
+from omninft.evaluation.clip_folder import find_clips, read, sample_name
+from omninft.evaluation.prompt_table import PromptRow
+from omninft.types import Clip, OmniNFTError, Prompt
+
+
+def row(index: int, name: str = "", video_path: Path | None = None) -> PromptRow:
+    return PromptRow(index, Prompt(name or f"p{index}", "v", "a", "v a"), video_path=video_path)
+
+
+def put(path: Path, level: float = 0.25, samples: int = 8000) -> Path:
+    video = np.full((6, 32, 32, 3), 90, np.uint8)
+    write_clip(path, Clip(video, 12.0, np.full((1, samples), level, np.float32), 16_000, Prompt("", "", "", "")))
+    return path
+
+
+def test_names() -> None:
+    assert [sample_name(i) for i in (0, 9999, 10139)] == ["sample_0000", "sample_9999", "sample_10139"]
+
+
+def test_clips_are_found_by_path_number_and_id_in_this_order(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    for name in ("sample_0000.mp4", "p0.mp4", "p1.webm", "p2-1.mp4", "p2-0.mp4", "p2-10.mp4", "notes.txt", ".x.mp4"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    (folder / "p1.wav").write_bytes(b"x")
+    elsewhere = tmp_path / "else" / "v.mp4"
+    found = find_clips(folder, [row(0), row(1), row(2), row(3, video_path=elsewhere), row(4)])
+    assert [(c.row.index, c.label(folder), c.sample) for c in found] == [
+        (0, "sample_0000.mp4", 0),
+        (1, "p1.webm", 0),
+        (2, "p2-0.mp4", 0),
+        (2, "p2-1.mp4", 1),
+        (2, "p2-10.mp4", 10),
+        (3, "../else/v.mp4", 0),
+        (4, "sample_0004.mp4", 0),
+    ]
+    assert found[1].audio == folder / "p1.wav"
+    assert found[-1].stamp == [[], []]
+    assert found[0].stamp[0][0] == 1
+
+
+def test_a_folder_of_other_clips_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_bytes(b"x")
+    with pytest.raises(OmniNFTError, match=r"no clip of the 2 prompts: found x\.mp4, expected e\.g\. sample_0003\.mp4"):
+        find_clips(tmp_path, [row(3), row(4)])
+    with pytest.raises(OmniNFTError, match="no such folder"):
+        find_clips(tmp_path / "absent", [row(0)])
+
+
+def test_the_wav_beside_a_video_is_its_sound(tmp_path: Path) -> None:
+    put(tmp_path / "sample_0000.mp4")
+    put(tmp_path / "sample_0001.mp4")
+    write_wav(tmp_path / "sample_0001.wav", np.full((2, 9600), -0.5, np.float32), 48_000)
+    plain, beside = (read(c) for c in find_clips(tmp_path, [row(0), row(1)]))
+    assert (plain.sample_rate, plain.prompt.id) == (16_000, "p0")
+    assert plain.waveform.shape == (1, 8000)  # what AAC adds is cut
+    assert (beside.sample_rate, beside.waveform.shape) == (48_000, (2, 9600))
+    np.testing.assert_allclose(beside.waveform, -0.5, atol=1e-4)
+
+
+def test_no_sound_is_a_clip_and_a_damaged_file_is_none(tmp_path: Path) -> None:
+    put(tmp_path / "sample_0000.mp4", samples=0)
+    (tmp_path / "sample_0001.mp4").write_bytes(b"no video")
+    silent, broken, absent = find_clips(tmp_path, [row(0), row(1), row(2)])
+    assert read(silent).waveform.size == 0
+    with pytest.raises(OmniNFTError, match="not a video"):
+        read(broken)
+    with pytest.raises(OmniNFTError, match="no such file"):
+        read(absent)
