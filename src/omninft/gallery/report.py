@@ -87,7 +87,7 @@ def render_report(run: RunFolder) -> str:
     groups = player_groups(sets, run.path, measures)
     names = score_names(groups)
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             name=run.path.absolute().name,
@@ -115,8 +115,8 @@ def render_report(run: RunFolder) -> str:
             config_text=run.config_text,
             settings_text=_settings(run.table),
             commands=commands(run, groups[0].prompt.prompt_av if groups else ""),
-            css=_asset("report.css"),
-            scripts=[_asset("players.js"), _asset("report.js")],
+            css=page_asset("report.css"),
+            scripts=[page_asset("players.js"), page_asset("report.js")],
         )
     )
 
@@ -318,7 +318,8 @@ def _settings(table: PairedTable | None) -> str:
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 
-def _environment() -> jinja2.Environment:
+def page_environment() -> jinja2.Environment:
+    """Where the templates of pages come from."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("omninft.gallery", "templates"),
         autoescape=True,
@@ -328,6 +329,6 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _asset(name: str) -> Markup:
+def page_asset(name: str) -> Markup:
     """A style sheet or script, verbatim: as a template its braces would be read as Jinja's."""
     return Markup(resources.files("omninft.gallery").joinpath("templates", name).read_text(encoding="utf-8"))

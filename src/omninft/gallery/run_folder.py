@@ -28,6 +28,7 @@ class ClipRecord:
     reasons: dict[str, str]  # measure -> why its score is missing
     seen: tuple[float, ...] = ()  # s, events in the picture
     heard: tuple[float, ...] = ()  # s, onsets in the sound
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,15 @@ def _read_clips(path: Path, problems: list[str]) -> dict[tuple[str, int], ClipRe
     clips = {}
     try:
         for entry in json.loads(path.read_text(encoding="utf-8"))["clips"]:
-            record = _clip_record(path.parent, entry)
+            record = clip_record(path.parent, entry)
             clips[record.prompt.id, record.sample] = record
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problems.append(f"samples/{path.parent.name}/{path.name} cannot be read: {type(error).__name__} {error}")
     return clips
 
 
-def _clip_record(folder: Path, entry: Mapping[str, Any]) -> ClipRecord:
+def clip_record(folder: Path, entry: Mapping[str, Any]) -> ClipRecord:
+    """An entry of `scores.json` in `folder`. Raises KeyError, TypeError or ValueError when it is not one."""
     prompt_id = str(entry["prompt_id"])
     texts = (str(entry.get(key) or "") for key in ("prompt_v", "prompt_a", "prompt_av"))
     scores = entry.get("scores") or {}

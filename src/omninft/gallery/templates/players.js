@@ -1,5 +1,5 @@
 // Takes of one prompt side by side, played as one: one clock, one sound, one transport. Markup: players.html.j2.
-// Without this script the videos keep their own controls.
+// Without this script the videos keep their own controls. Other scripts of a page use window.omninft.
 (() => {
   "use strict";
 
@@ -7,15 +7,19 @@
   const DRIFT_SEEK = 0.15; // s; beyond this a take jumps, below it runs faster or slower
   const MAX_CORRECTION = 0.25; // of the speed; only of takes that are not heard
   const PATIENCE = 3000; // ms
+  const NEAR = "400px"; // from the window: clips are made ready
+  const FAR = "4000px"; // and let go again, for browsers keep only so many players
   const groups = [];
+  const groupOf = new Map();
   let current = null;
 
   class PlayerGroup {
     constructor(root) {
       this.root = root;
-      this.takes = [...root.querySelectorAll("[data-take]")].filter((take) => take.querySelector("video"));
-      this.videos = this.takes.map((take) => take.querySelector("video"));
-      this.heads = this.takes.map((take) => take.querySelector(".playhead"));
+      this.figures = [...root.querySelectorAll("[data-take]")];
+      this.names = this.figures.map((take) => take.querySelector(".take-name").textContent);
+      this.files = this.figures.map((take) => take.querySelector(".take-name").title);
+      this.collect();
       this.duration = Number(root.dataset.duration);
       this.speed = 1;
       this.playing = false;
@@ -30,6 +34,37 @@
       }
     }
 
+    // The takes that are shown and can be played, in the order in which they stand.
+    collect() {
+      const takes = [...this.root.querySelectorAll("[data-take]:not([hidden])")];
+      this.takes = takes.filter((take) => take.querySelector("video"));
+      this.videos = this.takes.map((take) => take.querySelector("video"));
+      this.heads = this.takes.map((take) => take.querySelector(".playhead"));
+    }
+
+    // Shows the takes `order` (numbers as in the markup) and no other, from left to right, under `names` instead of
+    // their own: then nothing that can be seen, heard or hovered over tells whose they are.
+    arrange(order, names = null) {
+      this.pause();
+      this.figures.forEach((take) => { take.hidden = true; });
+      order.forEach((index, place) => {
+        const take = this.figures[index];
+        const name = names ? names[place] : this.names[index];
+        const label = take.querySelector(".take-name");
+        const video = take.querySelector("video");
+        take.hidden = false;
+        take.parentElement.append(take);
+        label.textContent = name;
+        if (names || !this.files[index]) label.removeAttribute("title");
+        else label.title = this.files[index];
+        video?.setAttribute("aria-label", names ? name : `${name}: ${this.promptText}`);
+      });
+      this.collect();
+      if (this.videos.length) this.choose(names ? 0 : this.videos.length - 1);
+    }
+
+    get promptText() { return this.root.querySelector(".prompt")?.textContent.trim() ?? ""; }
+
     listen() {
       const { play, seek, loop, speed } = this.controls;
       play.addEventListener("click", () => this.toggle());
@@ -41,22 +76,23 @@
       });
       this.root.addEventListener("pointerdown", () => { current = this; });
       this.root.addEventListener("focusin", () => { current = this; });
-      this.takes.forEach((take, index) => {
-        const video = this.videos[index];
+      this.takes.forEach((take) => {
+        const video = take.querySelector("video");
         video.controls = false;
-        video.addEventListener("click", () => this.press(index));
+        video.addEventListener("click", () => this.press(this.takes.indexOf(take)));
         video.addEventListener("ended", () => {
           if (this.videos.every((other) => other.ended || other.error)) this.finish();
         });
         video.addEventListener("error", () => {
           if (!take.querySelector(".absent")) {
+            const source = video.getAttribute("src") ?? "";
             const note = document.createElement("p");
             note.className = "absent";
-            note.textContent = `This browser cannot play ${decodeURIComponent(video.getAttribute("src"))}.`;
+            note.textContent = `This browser cannot play ${/^(blob|data):/.test(source) ? "the clip" : decodeURIComponent(source)}.`;
             video.after(note);
           }
         });
-        take.querySelector("[data-sound]")?.addEventListener("click", () => this.choose(index));
+        take.querySelector("[data-sound]")?.addEventListener("click", () => this.choose(this.takes.indexOf(take)));
         this.dragWave(take.querySelector("[data-wave]"));
       });
     }
@@ -97,6 +133,7 @@
         if (!button) return;
         button.setAttribute("aria-pressed", String(i === index));
         button.textContent = i === index ? "sound on" : "sound off";
+        button.setAttribute("aria-label", `${button.textContent}, ${take.querySelector(".take-name").textContent}`);
       });
     }
 
@@ -114,7 +151,35 @@
     toggle() { if (this.playing) this.pause(); else this.play(); }
 
     load(amount) {
-      this.videos.forEach((video) => { if (video.preload !== "auto") video.preload = amount; });
+      this.videos.forEach((video) => {
+        if (!video.hasAttribute("src")) {
+          if (video.dataset.poster) video.poster = video.dataset.poster;
+          video.src = playableSource(video.dataset.src);
+          video.preload = amount;
+        } else if (video.preload !== "auto") {
+          video.preload = amount;
+        }
+      });
+    }
+
+    // Gives back what a lazy group has loaded.
+    release() {
+      if (this.playing) return;
+      const lazy = this.videos.filter((video) => video.dataset.src && video.hasAttribute("src"));
+      lazy.forEach((video) => {
+        if (video.src.startsWith("blob:")) URL.revokeObjectURL(video.src);
+        video.removeAttribute("src");
+        video.preload = "none";
+        video.load();
+      });
+      if (lazy.length) this.draw(0);
+    }
+
+    step(frames) {
+      this.pause();
+      const rate = Number(this.root.dataset.rate) || 24;
+      const frame = Math.floor(this.leader.currentTime * rate + 0.01) + frames;
+      this.seek((Math.max(frame, 0) + 0.5) / rate); // the middle of a frame is that frame in every browser
     }
 
     async play() {
@@ -212,10 +277,18 @@
 
   function canPlay(video) { return video.readyState >= 3 || video.error ? null : comes(video, "canplay"); }
 
+  // Data in the page becomes a blob: players seek in those, and data URLs may be cut at some length.
+  function playableSource(source) {
+    if (!source.startsWith("data:")) return source;
+    const [head, body] = source.split(",");
+    const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
+    return URL.createObjectURL(new Blob([bytes], { type: head.slice(5).split(";")[0] }));
+  }
+
   function settled(video) { return !video.seeking || video.error ? null : comes(video, "seeked"); }
 
   function inOrder() {
-    return [...document.querySelectorAll("[data-players]")].map((root) => groups.find((group) => group.root === root));
+    return [...document.querySelectorAll("[data-players]:not([hidden])")].map((root) => groupOf.get(root));
   }
 
   function active() {
@@ -230,10 +303,14 @@
     if (!next) return;
     const goesOn = from.playing;
     from.pause();
-    current = next;
-    next.root.focus({ preventScroll: true });
-    next.root.scrollIntoView({ block: "center" });
+    visit(next);
     if (goesOn) next.play();
+  }
+
+  function visit(group) {
+    current = group;
+    group.root.focus({ preventScroll: true });
+    group.root.scrollIntoView({ block: "center" });
   }
 
   document.addEventListener("keydown", (event) => {
@@ -246,6 +323,8 @@
     if (event.key === " ") group.toggle();
     else if (event.key === "ArrowRight") go(1);
     else if (event.key === "ArrowLeft") go(-1);
+    else if (event.key === ",") group.step(-1);
+    else if (event.key === ".") group.step(1);
     else if (/^[1-9]$/.test(event.key) && Number(event.key) <= group.videos.length) group.choose(Number(event.key) - 1);
     else return;
     event.preventDefault();
@@ -263,15 +342,25 @@
     });
   });
 
-  const near = new IntersectionObserver((entries) => {
-    entries.filter((entry) => entry.isIntersecting).forEach((entry) => {
-      groups.find((group) => group.root === entry.target).load("metadata");
-      near.unobserve(entry.target);
-    });
-  }, { rootMargin: "400px" });
+  // What both observers said last decides: their reports may come together, or late.
+  function watch(margin, name) {
+    return new IntersectionObserver((entries) => {
+      entries.forEach((entry) => {
+        const group = groupOf.get(entry.target);
+        group[name] = entry.isIntersecting;
+        if (group.isNear) group.load("metadata");
+        else if (!group.isAround) group.release();
+      });
+    }, { rootMargin: margin });
+  }
+  const watches = [watch(NEAR, "isNear"), watch(FAR, "isAround")];
 
   document.querySelectorAll("[data-players]").forEach((root) => {
-    groups.push(new PlayerGroup(root));
-    near.observe(root);
+    const group = new PlayerGroup(root);
+    groups.push(group);
+    groupOf.set(root, group);
+    watches.forEach((observer) => observer.observe(root));
   });
+
+  window.omninft = { groups, active, visit };
 })();

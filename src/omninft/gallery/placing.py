@@ -1,0 +1,156 @@
+"""Clips put where a page finds them: copied, or made again where browsers would not play them, each with a still."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+from av.error import FFmpegError
+
+from omninft.decode.media import AAC_SAMPLE_RATES, read_wav, write_clip
+from omninft.gallery.players import Place
+from omninft.gallery.run_folder import ClipRecord
+from omninft.types import Clip, OmniNFTError
+
+CLIPS, POSTERS = "clips", "posters"
+# A page in one file is read whole before it shows anything, and browsers hold it in memory twice.
+SINGLE_FILE_BYTES = 48 * 2**20  # of clips
+_POSTER_SIDE = 320  # pixels
+# What Chromium, Firefox and Safari all play.
+_CONTAINERS = (".mp4", ".m4v", ".webm")
+_VIDEO_CODECS, _PIXELS = ("h264", "vp8", "vp9", "av1"), ("yuv420p", "yuvj420p")
+_AUDIO_CODECS = ("aac", "mp3", "opus", "vorbis")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file of the page and where it came from."""
+
+    file: str  # relative to the page
+    source: Path
+    is_copy: bool  # as it was; else made again
+
+
+@dataclass
+class ClipFolder:
+    """Puts clips into `clips/` and stills into `posters/` of `root`, or both into the page itself.
+
+    The names tell nothing: whoever judges clips blind must not read a system in them. Safe to use from several
+    threads.
+    """
+
+    root: Path
+    embed: bool = False
+    placed: list[Placed] = field(default_factory=list)
+    num_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def place(self, record: ClipRecord, clip: Clip) -> Place:
+        """Raises OmniNFTError: the clip cannot be copied or written."""
+        try:
+            return self._place(record.path, clip)
+        except OSError as error:
+            raise OmniNFTError(f"{record.path.name}: cannot be put into {self.root} ({error})") from error
+
+    def _place(self, source: Path, clip: Clip) -> Place:
+        is_copy = plays_in_browsers(source) and not _sounds_from_beside(source, clip)
+        token = _digest(source)
+        target = self.root / CLIPS / f"{token}{source.suffix.lower() if is_copy else '.mp4'}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if is_copy:
+            # Equal clips share a name, and another thread may be at it.
+            temporary = target.with_name(f"{token}.{threading.get_ident()}.part")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        else:
+            write_clip(target, playable(clip))
+        with self._lock:
+            self.placed.append(Placed(f"{CLIPS}/{target.name}", source, is_copy))
+        still = _jpeg(clip.video[0])
+        if self.embed:
+            return self._embedded(target, still)
+        poster = self.root / POSTERS / f"{token}.jpg"
+        poster.parent.mkdir(parents=True, exist_ok=True)
+        poster.write_bytes(still)
+        return Place(f"{CLIPS}/{target.name}", f"{POSTERS}/{poster.name}")
+
+    def _embedded(self, target: Path, still: bytes) -> Place:
+        data = target.read_bytes()
+        with self._lock:
+            self.num_bytes += len(data)
+        kind = "video/webm" if target.suffix == ".webm" else "video/mp4"
+        return Place(_data_uri(kind, data), _data_uri("image/jpeg", still))
+
+
+def plays_in_browsers(path: Path) -> bool:
+    """Whether every common browser plays what is in the file: container and codecs."""
+    if path.suffix.lower() not in _CONTAINERS:
+        return False
+    try:
+        with av.open(str(path)) as container:
+            video, audio = container.streams.video, container.streams.audio
+            if not video or any(s.codec_context is None for s in (*video, *audio)):
+                return False
+            return (
+                video[0].codec_context.codec.canonical_name in _VIDEO_CODECS
+                and video[0].codec_context.pix_fmt in _PIXELS
+                and all(a.codec_context.codec.canonical_name in _AUDIO_CODECS for a in audio)
+            )
+    except (FFmpegError, OSError):
+        return False
+
+
+def playable(clip: Clip) -> Clip:
+    """The clip within what `write_clip` takes: even sizes, one or two channels, a sample rate of AAC."""
+    video, sound, rate = clip.video, clip.waveform, clip.sample_rate
+    height, width = video.shape[1:3]
+    if height % 2 or width % 2:
+        video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    if len(sound) > 2:
+        sound = sound.mean(axis=0, keepdims=True)
+    if sound.size and rate not in AAC_SAMPLE_RATES:
+        sound, rate = np.clip(soxr.resample(sound.T, rate, 48_000).T, -1, 1).astype(np.float32), 48_000
+    return replace(clip, video=video, waveform=np.ascontiguousarray(sound), sample_rate=rate)
+
+
+def _sounds_from_beside(source: Path, clip: Clip) -> bool:
+    """Whether the clip's sound is that of a WAV file beside it, which a copy would not have."""
+    beside = source.with_suffix(".wav")
+    return beside.is_file() and np.array_equal(read_wav(beside)[0], clip.waveform)
+
+
+def _digest(source: Path) -> str:
+    """12 hexadecimal digits of what is in the file, and in the sound beside it."""
+    digest = hashlib.sha256()
+    for path in (source, source.with_suffix(".wav")):
+        if path.is_file():
+            with path.open("rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+    return digest.hexdigest()[:12]
+
+
+def _jpeg(frame: np.ndarray) -> bytes:
+    """A still of at most `_POSTER_SIDE` pixels a side; frame is uint8 [H, W, 3]."""
+    height, width = frame.shape[:2]
+    shrink = min(1.0, _POSTER_SIDE / max(height, width))
+    encoder = av.VideoCodecContext.create("mjpeg", "w")
+    encoder.width, encoder.height = (max(2, round(size * shrink / 2) * 2) for size in (width, height))
+    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
+    encoder.qmin, encoder.qmax = 4, 4
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    picture = picture.reformat(encoder.width, encoder.height, "yuvj420p")
+    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)])
+
+
+def _data_uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
