@@ -18,8 +18,8 @@ def read(number: int) -> Clip:
 @pytest.mark.parametrize(
     ("workers", "limits", "expected"),
     [
-        (2, {"max_clips": 2}, [2, 2, 2, 1]),
-        (2, {"max_clips": 3}, [4, 3]),
+        (2, {"max_clips": 2}, [3, 2, 2]),  # the first is decoded alone
+        (2, {"max_clips": 3}, [3, 4]),
         (1, {"max_bytes": 96}, [1, 1, 1, 2, 1, 1]),  # a clip is 96 bytes; number 3 has none
     ],
 )

@@ -25,14 +25,20 @@ def decoded_chunks(
     max_clips: int = CHUNK_CLIPS,
     max_bytes: int = CHUNK_BYTES,
 ) -> Iterator[list[tuple[Item, Clip | OmniNFTError]]]:
-    """Items with their clips, or with why there is none, decoded by `workers` threads."""
+    """Items with their clips, or with why there is none, decoded by up to `workers` threads.
+
+    The first is decoded alone; from then on as many at a time as fit `max_bytes`, if they are like the largest so far.
+    """
     chunk: list[tuple[Item, Clip | OmniNFTError]] = []
-    held = 0
-    for start in range(0, len(items), workers):
-        some = items[start : start + workers]
+    held, start, width, largest = 0, 0, 1, 0
+    while start < len(items):
+        some = items[start : start + width]
         for item, clip in zip(some, in_workers(read, some, workers), strict=True):
             chunk.append((item, clip))
-            held += clip.video.nbytes if isinstance(clip, Clip) else 0
+            size = clip.video.nbytes if isinstance(clip, Clip) else 0
+            held, largest = held + size, max(largest, size)
+        start += len(some)
+        width = min(workers, max(1, max_bytes // largest)) if largest else 1
         if len(chunk) >= max_clips or held >= max_bytes:
             yield chunk
             chunk, held = [], 0

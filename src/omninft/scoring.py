@@ -96,11 +96,12 @@ class ScoreResult:
 
 def table_ending(path: Path) -> str:
     """The ending of a table's name. Raises OmniNFTError: it is none of those that can be written, or Parquet cannot."""
-    if path.suffix not in TABLE_ENDINGS:
+    ending = path.suffix.lower()
+    if ending not in TABLE_ENDINGS:
         raise OmniNFTError(f"cannot write {path}: found ending {path.suffix!r}, expected {', '.join(TABLE_ENDINGS)}")
-    if path.suffix == ".parquet":
+    if ending == ".parquet":
         _pyarrow()
-    return path.suffix
+    return ending
 
 
 def score_files(
@@ -122,7 +123,7 @@ def score_files(
     if output is not None:
         table_ending(output)
     base = folder.parent if folder.is_file() else folder
-    found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix in VIDEO_ENDINGS)
+    found = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEO_ENDINGS)
     files = [p for p in found if not p.name.startswith(".")]
     if not files:
         raise OmniNFTError(f"no clips in {folder}; looked for {', '.join(VIDEO_ENDINGS)}")

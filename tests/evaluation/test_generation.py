@@ -48,6 +48,7 @@ def test_files_are_javisbenchs(tmp_path: Path) -> None:
     generation._write(tmp_path / "sample_0007", clip, made)
     wave, rate = read_wav(tmp_path / "sample_0007.wav")
     assert (rate, wave.shape) == (16_000, (2, 64_000))
+    (tmp_path / "sample_0007.wav").unlink()  # a WAV beside the video would be its sound
     video = read_clip(tmp_path / "sample_0007.mp4")
     assert (len(video.video), video.frame_rate, video.waveform.shape) == (96, 24.0, (2, 96_000))
     assert video.video.shape[1:3] == (48 * 4, 64 * 4)  # enlarged to be watched

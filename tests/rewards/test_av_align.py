@@ -44,7 +44,7 @@ def test_order_and_company_do_not_matter():
 
 
 def test_the_flow_is_shared_with_the_reward_of_motion(monkeypatch):
-    clip = moving_clip(1, frames=6)
+    clip = moving_clip(1, frames=6, height=96, width=96)
     before = build_reward(RewardConfig(name="motion")).score([clip]).values
     monkeypatch.setattr("omninft.scorers.flow.cv2.calcOpticalFlowFarneback", None)
     assert np.isfinite(AVAlignReward().score([clip]).values).all()
@@ -55,7 +55,7 @@ def test_the_flow_is_shared_with_the_reward_of_motion(monkeypatch):
 def test_shrink_reaches_the_flow():
     clip = moving_clip(1, frames=4, height=128, width=128)
     AVAlignReward(shrink=2).score([clip])
-    assert clip.views["flow-2"].short_side == 64
-    assert "flow-1" not in clip.views
+    assert clip.views["flow-2-1"].short_side == 64
+    assert "flow-1-1" not in clip.views
     with pytest.raises(OmniNFTError, match="shrink is 9"):
         build_reward(RewardConfig(name="av_align", options={"shrink": 9}))

@@ -88,12 +88,12 @@ def test_compat_switches_change_the_score(folder: Path) -> None:
         for name, options in {
             "default": {},
             "fps": {"fps": None},
-            "float": {"rounded": False},
+            "rounded": {"rounded": True},
             "mrope": {"positions": "mrope"},
         }.items()
     }
     assert len({round(score, 9) for score in scores.values()}) == 4
-    assert scores["float"] == pytest.approx(scores["default"], abs=0.02)  # half a grey level at most
+    assert scores["rounded"] == pytest.approx(scores["default"], abs=0.02)  # half a grey level at most
 
 
 def test_a_recipe_builds_it_and_learns_what_is_missing(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_onsets_are_those_of_librosa():
 )
 def test_score_is_the_published_intersection_over_union(monkeypatch, heard, seen, score):
     monkeypatch.setattr(scorer, "audio_peaks", lambda clip: np.array(heard))
-    monkeypatch.setattr(scorer, "video_peaks", lambda clip, shrink: np.array(seen))
+    monkeypatch.setattr(scorer, "video_peaks", lambda clip, shrink, enlarge: np.array(seen))
     assert av_align(clip_of(jolts([]), clicks([]))) == pytest.approx(score, abs=1e-5)
 
 

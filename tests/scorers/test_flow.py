@@ -56,16 +56,22 @@ def test_small_frames_are_enlarged_by_a_whole_factor(monkeypatch, size, read):
 
     monkeypatch.setattr(scorer, "SMALLEST_SIDE", 128)
     monkeypatch.setattr(scorer.cv2, "calcOpticalFlowFarneback", spy)
-    facts = flow_facts(silent(np.zeros((3, size, size, 3), np.uint8)))
+    facts = flow_facts(silent(np.zeros((3, size, size, 3), np.uint8)), enlarge=True)
     assert shapes == [((read, read), (read, read))] * 2
     assert facts.short_side == read
+    shapes.clear()
+    assert (
+        flow_facts(silent(np.zeros((3, size, size, 3), np.uint8))).short_side == size
+    )  # in full size unless told otherwise
+    assert shapes == [((size, size), (size, size))] * 2
 
 
 def test_frames_are_shrunk_where_that_is_asked_for():
     full, half = flow_facts(silent(shifting(4, 192))), flow_facts(silent(shifting(4, 192)), shrink=2)
     assert (full.short_side, half.short_side) == (192, 96)
     np.testing.assert_allclose(half.mean, full.mean / 2, rtol=0.1)
-    assert flow_facts(silent(shifting(4, 192)), shrink=4).short_side == 96  # 48, enlarged again
+    assert flow_facts(silent(shifting(4, 192)), shrink=4).short_side == 48
+    assert flow_facts(silent(shifting(4, 192)), shrink=4, enlarge=True).short_side == 96
 
 
 def test_the_fields_are_computed_once_for_all_who_ask(monkeypatch):

@@ -105,9 +105,10 @@ def read_clip(
     that starts earlier is cut, later is preceded by zeros, and the end is cut or padded with zeros to the duration
     that the sound stream declares (encoders append padding that is not sound).
 
-    Pictures are turned as the file says they should be shown. A file without sound takes it from a WAV of the same stem
-    beside it, where there is one; else it is refused unless `require_audio` is False, and its waveform then has shape
-    [0, 0] and `sample_rate` 0. Without `prompt` the clip gets one with empty texts whose id is the file's stem.
+    Pictures are turned as the file says they should be shown. Where a WAV of the same stem lies beside the file, the
+    sound is that: generators and benchmarks put it there because the one in the video is compressed. A file without
+    sound is refused unless `require_audio` is False; its waveform then has shape [0, 0] and `sample_rate` 0. Without
+    `prompt` the clip gets one with empty texts whose id is the file's stem.
 
     Files of strangers can unfold to any size: frames and sound of more than `max_bytes` are refused, before the memory
     for them is taken.
@@ -118,15 +119,16 @@ def read_clip(
     if not path.is_file():
         raise OmniNFTError(f"{path}: no such file")
     try:
-        with av.open(str(path), options=_pixel_limit(max_bytes)) as container:
+        # Names and tags inside a file may be in any encoding; none of them is read.
+        with av.open(str(path), options=_pixel_limit(max_bytes), metadata_errors="replace") as container:
             decoded = _decode(path, container, max_bytes)
-    except (FFmpegError, OSError) as error:
+    except (FFmpegError, OSError, ValueError, MemoryError) as error:
         raise OmniNFTError(f"{path}: not a video, or truncated or damaged ({error})") from error
     if not decoded.frames:
         raise OmniNFTError(f"{path}: the video stream has no frames")
     video, rate = _at_average_rate(decoded)
     waveform = decoded.waveform(path)
-    if waveform.size == 0 and path.with_suffix(".wav").is_file():
+    if path.with_suffix(".wav").is_file():
         waveform, decoded.sample_rate = read_wav(path.with_suffix(".wav"))
     if waveform.size == 0:
         if require_audio:

@@ -25,6 +25,13 @@ def available_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def default_device() -> str:
+    """The GPU of this process among those of torchrun's on this machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+
+
 class Processes:
     """Rank and size of the run's process group; single-process unless torchrun's variables say otherwise."""
 

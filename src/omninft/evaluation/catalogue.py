@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from omninft.config import RewardConfig
+from omninft.distributed.processes import default_device
 from omninft.evaluation import javisbench, world_benchmark
 from omninft.evaluation.benchmark import Benchmark
 from omninft.evaluation.prompt_table import PromptRow
@@ -125,13 +123,6 @@ def build_benchmark(choice: Choice) -> Benchmark:
     )
 
 
-def default_device() -> str:
-    """The GPU of this process among those of torchrun's on this machine, or the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-
-
 def _own_metrics(benchmark: str) -> tuple[Metric, ...]:
     if benchmark not in BENCHMARKS:
         raise OmniNFTError(f"unknown benchmark {benchmark!r}, expected one of: {', '.join(BENCHMARKS)}")
@@ -176,6 +167,8 @@ def _judge(
         options["device"] = choice.device or default_device()
     if entry.make is javisbench.BindScores:
         options["wanted"] = tuple(name for name in entry.metrics if name in wanted)
+    if entry.make is AVAlignReward and choice.benchmark == "world":
+        options["enlarge"] = True  # the world's frames are too small for optical flow
     for quirk, changes in entry.quirks.items():
         if quirk in quirks:
             options |= changes

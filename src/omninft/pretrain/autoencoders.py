@@ -52,7 +52,7 @@ def fit(
         optimiser.step()
         schedule.step()
         if step % 20 == 0 or step == steps - 1:
-            report(step + 1, {name: float(value) for name, value in terms.items()})
+            report(step + 1, {name: value.item() for name, value in terms.items()})
 
 
 def train_video_vae(data: WorldBatch, steps: int, seed: int, report: Report) -> AutoencoderKLLTX2Video:

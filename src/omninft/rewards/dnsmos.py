@@ -37,7 +37,7 @@ class DNSMOSReward(ModelReward[np.ndarray]):
     def __init__(
         self, ratings: Sequence[str] = ("ovrl",), workers: int | None = None, scorer: dnsmos.DNSMOS | None = None
     ) -> None:
-        super().__init__(workers=workers, scorer=scorer)
+        super().__init__(device="cpu", workers=workers, scorer=scorer)
         unknown = [name for name in ratings if name not in _SPECS]
         if unknown or not ratings or isinstance(ratings, str) or len(set(ratings)) < len(ratings):
             raise OmniNFTError(

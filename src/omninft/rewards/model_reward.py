@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed.processes import available_cores, default_device
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.weights import JudgingModel
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -25,8 +25,9 @@ Result = TypeVar("Result")
 class ModelReward(ABC, Generic[Prepared]):
     """What the learned rewards have in common. A reward says how its scorer is loaded, fed and read.
 
-    `path` is a local file or folder with the weights (default: the caches), `device` where the model runs, `budget`
-    the size of a forward pass in the scorer's own unit (tokens, segments, frames). `scorer` takes a ready one instead.
+    `path` is a local file or folder with the weights (default: the caches), `device` where the model runs (default: the
+    GPU of this process where there is one), `budget` the size of a forward pass in the scorer's own unit (tokens,
+    segments, frames). `scorer` takes a ready one instead.
     """
 
     name: str
@@ -34,21 +35,23 @@ class ModelReward(ABC, Generic[Prepared]):
     inputs: tuple[Input, ...]
     model: JudgingModel | None
     default_budget: int = 32
+    wave: int | None = None  # clips prepared at a time, where what is prepared is large; None: all
 
     def __init__(
         self,
         path: str | Path | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         dtype: str = "float32",
         budget: int | None = None,
         workers: int | None = None,
         scorer: Any = None,
     ) -> None:
-        self.path, self.device = path, device
+        self.path, self.device = path, device or default_device()
         self.dtype = _dtype(dtype, self.name)
         self.budget = budget or self.default_budget
         self.workers = workers or available_cores()
         self._scorer = scorer
+        self._failure: OmniNFTError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -57,10 +60,16 @@ class ModelReward(ABC, Generic[Prepared]):
 
     @property
     def scorer(self) -> Any:
-        """The judging model; loaded on first use, by one thread."""
+        """The judging model; loaded on first use, by one thread. A load that failed is not tried again."""
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if self._scorer is None:
-                self._scorer = self.load()
+                try:
+                    self._scorer = self.load()
+                except OmniNFTError as error:
+                    self._failure = error
+                    raise
         return self._scorer
 
     def missing(self) -> str | None:
@@ -83,20 +92,23 @@ class ModelReward(ABC, Generic[Prepared]):
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """[B, K]; a clip that cannot be prepared is missing with the reason, the others are judged."""
-        scorer_error = self.missing()
-        if scorer_error is not None:
-            raise OmniNFTError(scorer_error)
+        why = self.missing()
+        if why is not None:
+            raise OmniNFTError(why)
+        _ = self.scorer  # a load that fails is the batch's error, not each clip's
         values = np.full((len(clips), len(self.components)), np.nan)
         reasons: dict[tuple[int, int], str] = {}
-        ready: list[tuple[int, Prepared]] = []
-        for b, outcome in enumerate(in_workers(self.prepare, clips, self.workers)):
-            if isinstance(outcome, OmniNFTError):
-                reasons |= {(b, k): str(outcome) for k in range(len(self.components))}
-            else:
-                ready.append((b, outcome))
-        if ready:
-            with torch.inference_mode():
-                values[[b for b, _ in ready]] = self.judge([item for _, item in ready])
+        wave = self.wave or max(1, len(clips))
+        for start in range(0, len(clips), wave):
+            ready: list[tuple[int, Prepared]] = []
+            for b, outcome in enumerate(in_workers(self.prepare, clips[start : start + wave], self.workers), start):
+                if isinstance(outcome, OmniNFTError):
+                    reasons |= {(b, k): str(outcome) for k in range(len(self.components))}
+                else:
+                    ready.append((b, outcome))
+            if ready:
+                with torch.inference_mode():
+                    values[[b for b, _ in ready]] = self.judge([item for _, item in ready])
         return ScoreTable(tuple(spec.component for spec in self.components), values, reasons)
 
 

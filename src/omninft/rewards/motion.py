@@ -18,7 +18,7 @@ from omninft.types import Clip, ScoreTable
 
 def motion(clip: Clip, shrink: int = 1) -> float:
     """Mean speed of the fastest 5 % of the pixels, shorter frame sides per second."""
-    facts = flow_facts(clip, shrink)
+    facts = flow_facts(clip, shrink, enlarge=True)
     return float(facts.top.mean() * clip.frame_rate / facts.short_side)
 
 

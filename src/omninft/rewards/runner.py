@@ -145,7 +145,13 @@ def _score(reward: Reward, clips: list[Clip]) -> ScoreTable:
             middle = len(clips) // 2
             return ScoreTable.cat([_score(reward, clips[:middle]), _score(reward, clips[middle:])])
         clip = clips[0]
-        _LOG.warning("reward %s failed on %s sample %d", reward.name, clip.prompt.id, clip.sample, exc_info=True)
+        _LOG.warning(
+            "reward %s failed on %s sample %d",
+            reward.name,
+            clip.prompt.id,
+            clip.sample,
+            exc_info=not isinstance(error, OmniNFTError),
+        )
         why = str(error) if isinstance(error, OmniNFTError) else f"{type(error).__name__}: {error}"
         return _missing(reward, clips, why)
     values = np.asarray(table.values, dtype=np.float64)

@@ -74,7 +74,7 @@ class SpeechReward(ModelReward[float]):
         workers: int | None = None,
         scorer: silero.SileroVAD | None = None,
     ) -> None:
-        super().__init__(workers=workers, scorer=scorer)
+        super().__init__(device="cpu", workers=workers, scorer=scorer)
         fit = not isinstance(words, str) and all(isinstance(w, str) and re.fullmatch(r"\w+", w) for w in words)
         if not fit or not words:
             raise OmniNFTError(f"reward 'speech': words is {words!r}, expected a list of single words")

@@ -33,14 +33,15 @@ class VideoAlignReward(ModelReward[Example]):
     """`parts="overall"` is OmniNFT's reward; "separate" gives vq, mq and ta instead.
 
     `fps` is the rate at which the clip is looked at: 24, with which OmniNFT trains, sees all motion at about 13 times
-    the cost of the checkpoint's own 2 (None), the rate of its training and of JavisBench. `rounded=False` keeps resized
-    frames in float. `base`, `template` and `positions` as for load_videoalign. bfloat16, the head in float32.
+    the cost of the checkpoint's own 2 (None), the rate of its training and of JavisBench. `rounded` rounds
+    resized frames to whole numbers, as torchvision leaves uint8 ones. `base`, `template` and `positions` as for load_videoalign. bfloat16, the head in float32.
     """
 
     name = "videoalign"
     components = PARTS["overall"]
     inputs: tuple[Input, ...] = ("video", "prompt_v")
     model = MODEL
+    wave = 4  # a 5 s clip at 24 fps is 280 MB of resized frames
     default_budget = 16384  # tokens of a forward pass; a 5 s clip at 24 fps has 15,000
 
     def __init__(
@@ -50,7 +51,7 @@ class VideoAlignReward(ModelReward[Example]):
         template: str | Path | None = None,
         parts: Literal["overall", "separate"] = "overall",
         fps: float | None = 24.0,
-        rounded: bool = True,
+        rounded: bool = False,
         positions: Positions = "sequential",
         dtype: str = "bfloat16",
         **options: Any,

@@ -76,6 +76,11 @@ def square_right(clip: Clip) -> float:
     return float((video_facts(clip).square >= FAINT_SQUARE) == _request(clip, "kind").square)
 
 
+def enlarged_av_align(clip: Clip) -> float:
+    """AV-Align of the frames enlarged: at the world's size optical flow is mostly blur."""
+    return av_align(clip, enlarge=True)
+
+
 def sharpness(clip: Clip) -> float:
     """Slope of the source's edges relative to the rendered ones, at most 1."""
     return min(float(video_facts(clip).sharpness), 1.0)
@@ -133,7 +138,7 @@ class WorldHeldOut:
             video_count_right,
             audio_count_right,
             square_right,
-            av_align,
+            enlarged_av_align,
             sharpness,
             steadiness,
             mel_error,

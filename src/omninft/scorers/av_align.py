@@ -25,26 +25,26 @@ def audio_peaks(clip: Clip) -> np.ndarray:
     return np.asarray(onset_detect(onset_envelope=strength, sr=clip.sample_rate, units="time"))
 
 
-def flow_magnitudes(clip: Clip, shrink: int = 1) -> np.ndarray:
-    """Mean optical flow per frame [T], pixels; element 0 repeats element 1. `shrink` and errors as in `flow_facts`."""
-    mean = flow_facts(clip, shrink).mean
+def flow_magnitudes(clip: Clip, shrink: int = 1, enlarge: bool = False) -> np.ndarray:
+    """Mean optical flow per frame [T], pixels; element 0 repeats element 1. Options and errors as in `flow_facts`."""
+    mean = flow_facts(clip, shrink, enlarge).mean
     return np.array([mean[0], *mean])
 
 
-def video_peaks(clip: Clip, shrink: int = 1) -> np.ndarray:
+def video_peaks(clip: Clip, shrink: int = 1, enlarge: bool = False) -> np.ndarray:
     """Times in seconds of strict local maxima of the flow, ends excluded [V]."""
-    m = flow_magnitudes(clip, shrink)
+    m = flow_magnitudes(clip, shrink, enlarge)
     inner = np.flatnonzero((m[1:-1] > m[:-2]) & (m[1:-1] > m[2:])) + 1
     return inner / clip.frame_rate
 
 
-def av_align(clip: Clip, shrink: int = 1) -> float:
+def av_align(clip: Clip, shrink: int = 1, enlarge: bool = False) -> float:
     """Intersection over union of the peaks; 0 where there are none.
 
     As published, several audio peaks may count by one video peak, so that it can exceed 1. So is the flow of frames in
-    full size; `shrink` takes smaller ones.
+    full size; `shrink` takes smaller ones, `enlarge` larger ones of pictures too small for optical flow.
     """
-    heard, seen = audio_peaks(clip), video_peaks(clip, shrink)
+    heard, seen = audio_peaks(clip), video_peaks(clip, shrink, enlarge)
     if not len(heard) or not len(seen):
         return 0.0
     near = np.abs(heard[:, None] - seen).min(axis=1) < 1 / clip.frame_rate

@@ -36,15 +36,17 @@ class FlowFacts:
     short_side: int  # pixels of the (enlarged) frame
 
 
-def flow_facts(clip: Clip, shrink: int = 1) -> FlowFacts:
+def flow_facts(clip: Clip, shrink: int = 1, enlarge: bool = False) -> FlowFacts:
     """With `shrink` above 1 both sides of a frame are divided by it first, which takes that much less time squared.
 
-    Frames then under SMALLEST_SIDE pixels are enlarged by a whole factor.
+    `enlarge` enlarges frames under SMALLEST_SIDE pixels by a whole factor: without it their flow is mostly blur.
 
     Raises:
         OmniNFTError: fewer than two frames.
     """
-    return clip.view(f"flow-{shrink}", lambda clip: _flow_facts(clip, shrink))
+    short_side = max(1, min(clip.video.shape[1:3]) // shrink)
+    factor = -(-SMALLEST_SIDE // short_side) if enlarge and short_side < SMALLEST_SIDE else 1
+    return clip.view(f"flow-{shrink}-{factor}", lambda clip: _flow_facts(clip, shrink, factor))
 
 
 def checked_shrink(shrink: object, reward: str) -> int:
@@ -54,18 +56,17 @@ def checked_shrink(shrink: object, reward: str) -> int:
     return shrink
 
 
-def _flow_facts(clip: Clip, shrink: int) -> FlowFacts:
+def _flow_facts(clip: Clip, shrink: int, factor: int) -> FlowFacts:
     if len(clip.video) < 2:
         raise OmniNFTError(f"optical flow needs 2 frames, found {len(clip.video)}")
-    short_side = max(1, min(clip.video.shape[1:3]) // shrink)
-    factor = -(-SMALLEST_SIDE // short_side) if short_side < SMALLEST_SIDE else 1
     mean, top = [], []
     for before, after in pairwise(_grey(frame, shrink, factor) for frame in clip.video):
         flow = cv2.calcOpticalFlowFarneback(before, after, None, **FARNEBACK)  # type: ignore[call-overload]
         length = np.hypot(flow[..., 0], flow[..., 1])
         mean.append(float(length.mean()))
         top.append(_top_mean(length))
-    return FlowFacts(np.array(mean), np.array(top), short_side * factor)
+    short_side = max(1, min(clip.video.shape[1:3]) // shrink) * factor
+    return FlowFacts(np.array(mean), np.array(top), short_side)
 
 
 def _grey(frame: np.ndarray, shrink: int, factor: int) -> np.ndarray:

@@ -83,7 +83,7 @@ class VideoAlign:
     own_fps: float = OWN_FPS
     largest_area: int = LARGEST_AREA
 
-    def prepare(self, clip: Clip, text: str, fps: float | None = None, rounded: bool = True) -> Example:
+    def prepare(self, clip: Clip, text: str, fps: float | None = None, rounded: bool = False) -> Example:
         """Frames chosen uniformly at `fps` (None: the checkpoint's own), resized, with the text in the template.
 
         Raises:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import shlex
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,19 +127,21 @@ def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if converted.is_file():
         return _safetensors(converted)
     try:
-        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of before torch 1.6 are no archives and cannot be mapped.
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise OmniNFTError(f"{path}: needs full unpickling, which could run code, and is refused ({error})") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise OmniNFTError(f"{path}: not a file of torch.save, or damaged ({error})") from error
     state = _unwrapped(tree, path)
+    temporary = converted.with_name(f".{converted.name}.{os.getpid()}.part")
     try:
         converted.parent.mkdir(parents=True, exist_ok=True)
-        temporary = converted.with_name(f".{converted.name}.{os.getpid()}.part")
         # Tied tensors share memory, which safetensors refuses.
         save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, temporary)
         os.replace(temporary, converted)
-    except OSError:
+    except (OSError, SafetensorError):  # a full disk is one or the other
+        temporary.unlink(missing_ok=True)
         return state  # the copy only saves time
     return _safetensors(converted)
 

@@ -21,7 +21,15 @@ from typing import Any, TypeVar
 import numpy as np
 from pydantic import ValidationError
 
-from omninft.service.messages import CONTENT_TYPE, FORMAT, Encoding, Limits, pack_message, require_within
+from omninft.service.messages import (
+    CONTENT_TYPE,
+    FORMAT,
+    LONGEST_TIMEOUT,
+    Encoding,
+    Limits,
+    pack_message,
+    require_within,
+)
 from omninft.service.replies import ErrorReply, RewardsReply, ScoreReply
 from omninft.types import Clip, Component, OmniNFTError, ScoreTable
 
@@ -210,7 +218,7 @@ class ServiceClient:
                 "Content-Type": CONTENT_TYPE,
                 "Content-Length": str(len(body)),
                 "X-Request-ID": request_id,
-                "X-Timeout": f"{max(deadline - loop.time(), 0.001):.3f}",
+                "X-Timeout": f"{min(max(deadline - loop.time(), 0.001), LONGEST_TIMEOUT):.3f}",
             }
             try:
                 content = await _exchange(http, "POST", f"{self.url}/v1/score", headers, body)

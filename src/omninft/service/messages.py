@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from omninft.decode.media import read_clip, write_clip
 from omninft.types import Clip, OmniNFTError, Prompt
 
+LONGEST_TIMEOUT = 86_400.0  # s that a client may ask a server to wait
 CONTENT_TYPE = "application/vnd.omninft.clips"
 FORMAT = "omninft.clips/1"
 Encoding = Literal["tensors", "media"]

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 from omninft.rewards.registry import WeighedReward
-from omninft.service.messages import CONTENT_TYPE, Limits
+from omninft.service.messages import CONTENT_TYPE, LONGEST_TIMEOUT, Limits
 from omninft.service.queue import RequestRefused, ScoringQueue, Share, Upload, metrics_text
 from omninft.service.replies import ErrorReply, RewardsReply, ScoreReply, StateReply, describe
 from omninft.service.token import TOKEN_VARIABLE
@@ -104,7 +104,7 @@ def create_app(queue: ScoringQueue, token: str | None = None, timeout: float = 6
             str | None, Header(pattern=_UUID, description="A UUID; the same again gets the same answer.")
         ] = None,
         x_timeout: Annotated[
-            float | None, Header(gt=0, le=86400, allow_inf_nan=False, description="Seconds the client waits.")
+            float | None, Header(gt=0, le=LONGEST_TIMEOUT, allow_inf_nan=False, description="Seconds the client waits.")
         ] = None,
     ) -> Response:
         upload = await _upload(request, queue)
