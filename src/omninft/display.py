@@ -16,6 +16,7 @@ from rich.table import Table
 
 from omninft.config import RewardConfig
 from omninft.rewards.registry import ComponentSpec, build_reward
+from omninft.rewards.verification import is_verified
 from omninft.types import OmniNFTError
 
 
@@ -173,7 +174,7 @@ def print_rewards(configs: Sequence[RewardConfig], console: Console) -> None:
         if missing is not None:
             lacking[reward.name] = missing
         ready = "[green]ready[/green]" if missing is None else "[yellow]files missing[/yellow]"
-        if model is not None and not model.verified:
+        if not is_verified(reward.name, model):
             ready += ", [dim]unverified[/dim]"
         commercial = model is None or model.commercial
         table.add_row(

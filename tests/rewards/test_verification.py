@@ -8,7 +8,7 @@ import pytest
 
 from omninft.config import RewardConfig
 from omninft.rewards.registry import ComponentSpec
-from omninft.rewards.verification import read_reference_clips, verify, write_reference_clips
+from omninft.rewards.verification import is_verified, read_reference_clips, verify, write_reference_clips
 from omninft.scorers.weights import JudgingModel
 from omninft.types import Clip, OmniNFTError, ScoreTable
 
@@ -51,9 +51,9 @@ def findings(name: str, clips: list[Clip], official: Path | None = None) -> dict
     return {f.subject: (f.ok, f.text) for f in verify(config, clips, official)}
 
 
-def official_scores(path: Path, clips: list[Clip], error: float = 0.0) -> Path:
+def official_scores(path: Path, clips: list[Clip], error: float = 0.0, name: str = "brightness") -> Path:
     rows = [
-        {"file": f"{c.prompt.id}.mp4", "scores": {"brightness": float(c.video[0].mean()) + error * (i == 1)}}
+        {"file": f"{c.prompt.id}.mp4", "scores": {name: float(c.video[0].mean()) + error * (i == 1)}}
         for i, c in enumerate(clips)
     ]
     path.write_text(json.dumps({"source": "theirs", "tolerance": 0.5, "clips": rows}))
@@ -70,6 +70,18 @@ def test_agreement_with_official_scores(clips: list[Clip], tmp_path: Path) -> No
     assert list(found) == ["files", "scores", "batch", "order", "official"]
     assert all(ok for ok, _ in found.values())
     assert found["official"][1] == "within 0 of theirs, tolerance 0.5"
+
+
+def test_a_model_that_agrees_is_verified_from_then_on(clips, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMNINFT_WEIGHTS", str(tmp_path))
+    assert not is_verified("modelled", Modelled.model)
+    path = official_scores(tmp_path / "o.json", clips, name="modelled", error=2.0)
+    config = RewardConfig(name=f"{__name__}:Modelled")
+    assert not list(verify(config, clips, path))[-1].ok
+    assert not is_verified("modelled", Modelled.model)
+    path = official_scores(tmp_path / "o.json", clips, name="modelled")
+    assert list(verify(config, clips, path))[-1].ok
+    assert is_verified("modelled", Modelled.model)
 
 
 def test_disagreement_names_the_worst_clip(clips: list[Clip], tmp_path: Path) -> None:

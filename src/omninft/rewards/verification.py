@@ -19,7 +19,7 @@ import torch
 from omninft.config import RewardConfig
 from omninft.decode.media import read_clip, write_clip, write_wav
 from omninft.rewards.registry import WeighedReward, build_reward
-from omninft.scorers.weights import file_sha256
+from omninft.scorers.weights import JudgingModel, file_sha256, weights_folder
 from omninft.types import Clip, Finding, OmniNFTError, Prompt
 from omninft.worlds.dataset import world_batch, world_clips
 
@@ -84,7 +84,20 @@ def verify(config: RewardConfig, clips: list[Clip], official: Path | None = None
     same = SAME_HALF if half else SAME
     yield _checked("batch", lambda: _unchanged("scored together", singles, _scores(reward, clips), same))
     yield _checked("order", lambda: _unchanged("in reverse", singles, _scores(reward, clips[::-1])[::-1], same))
-    yield _checked("official", lambda: _compare(reward, singles, clips, official))
+    compared = _checked("official", lambda: _compare(reward, singles, clips, official))
+    if compared.ok and reward.model is not None and not reward.model.verified:
+        _marker(reward.name).parent.mkdir(parents=True, exist_ok=True)
+        _marker(reward.name).write_text(json.dumps({"reward": reward.name, "found": compared.text}), encoding="utf-8")
+    yield compared
+
+
+def is_verified(name: str, model: JudgingModel | None) -> bool:
+    """Whether a model was compared with official scores: in the tests, or on this machine by `verify`."""
+    return model is None or model.verified or _marker(name).is_file()
+
+
+def _marker(name: str) -> Path:
+    return weights_folder() / "verified" / f"{name}.json"
 
 
 def _checked(subject: str, check: Callable[[], str]) -> Finding:

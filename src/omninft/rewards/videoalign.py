@@ -33,8 +33,9 @@ class VideoAlignReward(ModelReward[Example]):
     """`parts="overall"` is OmniNFT's reward; "separate" gives vq, mq and ta instead.
 
     `fps` is the rate at which the clip is looked at: 24, with which OmniNFT trains, sees all motion at about 13 times
-    the cost of the checkpoint's own 2 (None), the rate of its training and of JavisBench. `rounded` rounds
-    resized frames to whole numbers, as torchvision leaves uint8 ones. `base`, `template` and `positions` as for load_videoalign. bfloat16, the head in float32.
+    the cost of the checkpoint's own 2 (None), the rate of its training and of JavisBench. `rounded` rounds resized
+    frames to whole numbers, as torchvision leaves uint8 ones. `base`, `template` and `positions` as for
+    load_videoalign. bfloat16, the head in float32.
     """
 
     name = "videoalign"
