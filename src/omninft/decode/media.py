@@ -95,7 +95,11 @@ def write_clip(path: str | Path, clip: Clip, crf: int = 18, upscale: int = 1) ->
 
 
 def read_clip(
-    path: str | Path, prompt: Prompt | None = None, require_audio: bool = True, max_bytes: int | None = None
+    path: str | Path,
+    prompt: Prompt | None = None,
+    require_audio: bool = True,
+    max_bytes: int | None = None,
+    sidecar: bool = True,
 ) -> Clip:
     """Read a video file with its sound.
 
@@ -106,9 +110,10 @@ def read_clip(
     that the sound stream declares (encoders append padding that is not sound).
 
     Pictures are turned as the file says they should be shown. Where a WAV of the same stem lies beside the file, the
-    sound is that: generators and benchmarks put it there because the one in the video is compressed. A file without
-    sound is refused unless `require_audio` is False; its waveform then has shape [0, 0] and `sample_rate` 0. Without
-    `prompt` the clip gets one with empty texts whose id is the file's stem.
+    sound is that: generators and benchmarks put it there because the one in the video is compressed
+    (`sidecar=False` reads that one). A file without sound is refused unless `require_audio` is False; its waveform
+    then has shape [0, 0] and `sample_rate` 0. Without `prompt` the clip gets one with empty texts whose id is the
+    file's stem.
 
     Files of strangers can unfold to any size: frames and sound of more than `max_bytes` are refused, before the memory
     for them is taken.
@@ -128,7 +133,7 @@ def read_clip(
         raise OmniNFTError(f"{path}: the video stream has no frames")
     video, rate = _at_average_rate(decoded)
     waveform = decoded.waveform(path)
-    if path.with_suffix(".wav").is_file():
+    if sidecar and path.with_suffix(".wav").is_file():
         waveform, decoded.sample_rate = read_wav(path.with_suffix(".wav"))
     if waveform.size == 0:
         if require_audio:

@@ -173,8 +173,8 @@ def _read(record: ClipRecord) -> Clip | str:
     """The clip, or why there is none."""
     beside = record.path.with_suffix(".wav")
     try:
-        clip = read_clip(record.path, record.prompt, require_audio=False)
-        return _with_sound_of(clip, beside) if clip.waveform.size and beside.is_file() else clip
+        clip = read_clip(record.path, record.prompt, require_audio=False, sidecar=False)
+        return _with_sound_of(clip, beside) if beside.is_file() else clip
     except OmniNFTError as error:
         return str(error).replace(f"{record.path}: ", f"{record.path.name}: ")
 
@@ -182,6 +182,8 @@ def _read(record: ClipRecord) -> Clip | str:
 def _with_sound_of(clip: Clip, beside: Path) -> Clip:
     """The clip with the sound of a WAV file, which is what benchmarks judge, unless it is the clip's own."""
     waveform, rate = read_wav(beside)
+    if not clip.waveform.size:
+        return replace(clip, waveform=waveform, sample_rate=rate)
     own, other = clip.waveform.mean(axis=0), waveform.mean(axis=0)
     length = min(len(own), len(other))
     if rate == clip.sample_rate and abs(len(own) - len(other)) < 0.1 * rate and length:
