@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import ClapConfig, ClapModel
 
-from omninft.scorers.batching import unique
+from omninft.scorers.contrastive import ContrastiveScorer
 from omninft.scorers.views import fit_length
 from omninft.scorers.weights import JudgingModel, load_strict, renamed
 
@@ -30,7 +30,6 @@ WINDOW = 10 * RATE  # samples; also the hop of long sounds
 FFT, HOP, BANDS = 1024, 480, 64
 LOWEST, HIGHEST = 50.0, 14_000.0  # Hz
 FLOOR = 1e-10  # power, -100 dB
-TEXTS = 64  # texts in a forward pass
 
 PadMode = Literal["zero", "repeatpad"]
 Long = Literal["mean", "first"]
@@ -88,30 +87,17 @@ def _bands() -> np.ndarray:
     return np.asarray(filters.T)
 
 
-class CLAPScorer:
+class CLAPScorer(ContrastiveScorer):
     """Cosines of sounds with texts."""
 
     def __init__(
         self, model: ClapModel, tokenizer: Tokenizer, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.model = model.to(device, dtype).eval()
-        self.device, self.dtype = device, dtype
+        super().__init__(model, tokenizer, device, dtype)
         text = model.config.text_config
-        self.tokenizer = tokenizer
         # RoBERTa numbers positions from the padding token's id on.
         tokenizer.enable_truncation(text.max_position_embeddings - text.pad_token_id - 1)
         tokenizer.enable_padding(pad_id=text.pad_token_id)
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """[n, D] float32 of length 1."""
-        parts = []
-        for start in range(0, len(texts), TEXTS):
-            tokens = self.tokenizer.encode_batch(list(texts[start : start + TEXTS]))
-            ids = torch.tensor([t.ids for t in tokens], device=self.device)
-            mask = torch.tensor([t.attention_mask for t in tokens], device=self.device)
-            parts.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
-        return functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def embed_windows(self, spectrograms: np.ndarray, budget: int) -> Tensor:
@@ -126,12 +112,7 @@ class CLAPScorer:
         self, spectrograms: Sequence[np.ndarray], shares: Sequence[np.ndarray], texts: Sequence[str], budget: int
     ) -> np.ndarray:
         """Windows [W_i, 1001, 64] with their shares [W_i], and a text, per sound: the mean cosine [n]."""
-        different, place = unique(texts)
-        embeddings = self.embed_texts(different)[place]
-        owner = np.repeat(np.arange(len(texts)), [len(s) for s in shares])
-        sounds = self.embed_windows(np.concatenate(spectrograms), budget)
-        cosines = (sounds * embeddings[owner]).sum(dim=1).double().numpy()
-        return np.array([np.average(cosines[owner == i], weights=shares[i]) for i in range(len(texts))])
+        return self.mean_cosines(lambda all_of: self.embed_windows(all_of, budget), spectrograms, shares, texts)
 
 
 def load_state(model: ClapModel, state: Mapping[str, Tensor]) -> None:

@@ -16,14 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 
-from omninft.scorers.batching import unique
+from omninft.scorers.contrastive import ContrastiveScorer
 from omninft.scorers.views import centre_crop, resize_short_side, uint8_tensor, uniform_indices
 from omninft.scorers.weights import JudgingModel, load_strict, renamed
 from omninft.types import Clip
 
 FRAMES = 48
 SIDE = 224  # pixels
-TEXTS = 64  # texts in a forward pass
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -56,30 +55,17 @@ def normalised(pixels: np.ndarray) -> Tensor:
     return (scaled - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-class CLIPScorer:
+class CLIPScorer(ContrastiveScorer):
     """Cosines of frames with texts."""
 
     def __init__(
         self, model: CLIPModel, tokenizer: Tokenizer, device: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> None:
-        self.model = model.to(device, dtype).eval()
-        self.device, self.dtype = device, dtype
-        self.tokenizer = tokenizer
+        super().__init__(model, tokenizer, device, dtype)
         tokenizer.enable_truncation(model.config.text_config.max_position_embeddings)
         # Behind the end token and causally masked, what fills up is never seen; it must not be above the end token,
         # which older configurations find as the largest id.
         tokenizer.enable_padding(pad_id=0)
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """[n, D] float32 of length 1."""
-        parts = []
-        for start in range(0, len(texts), TEXTS):
-            tokens = self.tokenizer.encode_batch(list(texts[start : start + TEXTS]))
-            ids = torch.tensor([t.ids for t in tokens], device=self.device)
-            mask = torch.tensor([t.attention_mask for t in tokens], device=self.device)
-            parts.append(self.model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output)
-        return functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
 
     @torch.inference_mode()
     def embed_frames(self, pixels: np.ndarray, budget: int) -> Tensor:
@@ -94,11 +80,7 @@ class CLIPScorer:
         self, pixels: Sequence[np.ndarray], counts: Sequence[np.ndarray], texts: Sequence[str], budget: int
     ) -> np.ndarray:
         """Frames [F_i, 3, SIDE, SIDE] with their counts [F_i], and a text, per clip: the mean cosine [n]."""
-        different, place = unique(texts)
-        embeddings = self.embed_texts(different)[place]
-        owner = np.repeat(np.arange(len(texts)), [len(c) for c in counts])
-        cosines = (self.embed_frames(np.concatenate(pixels), budget) * embeddings[owner]).sum(dim=1).double().numpy()
-        return np.array([np.average(cosines[owner == i], weights=counts[i]) for i in range(len(texts))])
+        return self.mean_cosines(lambda all_of: self.embed_frames(all_of, budget), pixels, counts, texts)
 
 
 def load_clip(path: str | Path | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPScorer:
