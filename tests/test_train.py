@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from omninft.config import Config, build_config
+from omninft.config import Config, build_config, load_config
 from omninft.metrics import read_metrics
 from omninft.models.loading import CLIP_FILE
+from omninft.run import build_rewards
 from omninft.train import train
 from omninft.types import Clip, OmniNFTError
 from tests.random_models import random_pipeline
@@ -287,3 +288,13 @@ def test_a_given_first_frame_is_kept_and_the_rest_learns(model: Path, tmp_path: 
 def test_division_errors_name_what_would_do(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OmniNFTError, match=r"8 clips .*micro_batch 3 does not divide; 2 would"):
         train(small_config(model, tmp_path, objective__micro_batch=3))
+
+
+def test_rewards_whose_weights_are_missing_stop_a_run_before_it_begins() -> None:
+    with pytest.raises(OmniNFTError) as caught:
+        build_rewards(load_config("paper"))
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        f"reward {name!r}" for name in ("videoalign", "hpsv3", "audiobox", "clap", "desync")
+    ]
+    assert "curl -L --create-dirs" in lines[-1]

@@ -385,7 +385,7 @@ def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedRewa
     held_out = [build_reward(r) for r in config.held_out]
     missing = [f"reward {r.name!r}: {why}" for r in (*trained, *held_out) if (why := r.missing()) is not None]
     if missing:
-        raise OmniNFTError("; ".join(missing))
+        raise OmniNFTError("not ready (`omninft rewards` has the commands line by line):\n" + "\n".join(missing))
     names = [c.name for r in (*trained, *held_out) for c in r.components]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
