@@ -77,6 +77,17 @@ def test_prompts_come_from_a_file_or_from_the_listing_beside_the_clips(folder: P
     assert given["a/1.mp4"] == "1"
 
 
+def test_prompts_of_a_benchmark_go_by_row(tmp_path: Path) -> None:
+    wave = np.zeros((1, 8000), np.float32)
+    for name in ("sample_0000.MP4", "sample_0001.mp4"):
+        video = np.full((6, 32, 32, 3), 90, np.uint8)
+        write_clip(tmp_path / "clip.mp4", Clip(video, 12.0, wave, 16_000, Prompt("", "", "", "")))
+        (tmp_path / "clip.mp4").rename(tmp_path / name)
+    (tmp_path / "prompts.csv").write_text("text,audio_text\na cat,it meows\na dog,it barks\n")
+    assert [r.prompt_id for r in score_files(tmp_path, [REWARD]).rows] == ["00000", "00001"]
+    assert [r.file for r in score_files(tmp_path, [REWARD]).rows] == ["sample_0000.MP4", "sample_0001.mp4"]
+
+
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])
 def test_tables_hold_the_same_numbers(ending: str, tmp_path: Path) -> None:
     rows = (

@@ -22,7 +22,8 @@ from omninft.clip_files import CHUNK_CLIPS, VIDEO_ENDINGS, Journal, decoded_chun
 from omninft.config import RewardConfig
 from omninft.decode.media import read_clip
 from omninft.distributed.processes import available_cores
-from omninft.prompts.sources import open_prompts
+from omninft.evaluation.clip_folder import sample_name
+from omninft.evaluation.prompt_table import PROMPT_ENDINGS, read_prompt_rows
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
@@ -183,10 +184,13 @@ def _journal(output: Path | None, rewards: Sequence[RewardConfig], prompts: Path
 
 
 class _Prompts:
-    """Prompts of clip files: from a prompt file by id, else from the scores.json beside the clips by file name."""
+    """Prompts of clip files, by id, by file name, or by JavisBench's sample_0000 for row 0 of a prompt file.
+
+    They come from the file given, else from a scores.json or prompts.csv (.jsonl, .txt) beside the clips.
+    """
 
     def __init__(self, source: Path | None) -> None:
-        self._given = {p.id: p for p in open_prompts(str(source)).prompts} if source is not None else None
+        self._given = _by_row(str(source)) if source is not None else None
         self._beside: dict[Path, dict[str, Prompt]] = {}
 
     def of(self, file: Path) -> Prompt:
@@ -196,9 +200,17 @@ class _Prompts:
         elif file.parent in self._beside:
             known = self._beside[file.parent]
         else:
-            known = self._beside[file.parent] = _listed_beside(file.parent / "scores.json")
+            tables = [t for ending in PROMPT_ENDINGS if (t := file.parent / f"prompts{ending}").is_file()]
+            listing = file.parent / "scores.json"
+            found = _by_row(str(tables[0])) if tables and not listing.is_file() else _listed_beside(listing)
+            known = self._beside[file.parent] = found
         stem = file.stem
         return known.get(stem) or known.get(stem.rsplit("-", 1)[0]) or Prompt(stem, "", "", "")
+
+
+def _by_row(source: str) -> dict[str, Prompt]:
+    rows = read_prompt_rows(source)
+    return {sample_name(row.index): row.prompt for row in rows} | {row.prompt.id: row.prompt for row in rows}
 
 
 def _listed_beside(listing: Path) -> dict[str, Prompt]:

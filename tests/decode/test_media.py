@@ -346,6 +346,20 @@ def test_tags_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
     assert len(read_clip(path).video) == 4
 
 
+def test_truncated_wav_is_refused_and_an_open_stream_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    write_wav(path, make_clip().waveform, 16000)
+    content = path.read_bytes()
+    path.write_bytes(content[:1044])
+    with pytest.raises(
+        OmniNFTError, match=rf"a\.wav: truncated: 1000 bytes of sound, the file declares {len(content) - 44}"
+    ):
+        read_wav(path)
+    at = content.index(b"data") + 4
+    path.write_bytes(content[:at] + b"\xff" * 4 + content[at + 4 : 1044])
+    assert read_wav(path)[0].shape == (1, 500)
+
+
 def test_damaged_wav_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF....WAVE")
     with pytest.raises(OmniNFTError, match=r"a\.wav: not a sound file"):

@@ -290,3 +290,37 @@ def test_means_weigh_clips_and_intervals_draw_prompts() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.high - found.low == pytest.approx(2 * 2.26 * 0.957, rel=0.12)
+
+
+def test_what_is_finished_is_not_done_again_unless_a_clip_changed(folder: Path, tmp_path: Path) -> None:
+    judge, wanted = Judge(), rows(2)
+    for index in (0, 1):
+        put(folder, index, 40 + index)
+    first = run(judge, find_clips(folder, wanted), tmp_path / "out")
+    asked = len(judge.seen)
+    again = run(judge, find_clips(folder, wanted), tmp_path / "out", shard=Shard(0, 2))
+    assert again == first
+    assert len(judge.seen) == asked
+    assert sorted(p.name for p in (tmp_path / "out").glob("journal*")) == []
+    put(folder, 0, 90)
+    changed = run(judge, find_clips(folder, wanted), tmp_path / "out")
+    assert changed is not None
+    assert first is not None
+    assert changed.overall != first.overall
+
+
+def test_a_refused_call_leaves_no_journal_behind(folder: Path, tmp_path: Path) -> None:
+    for index in range(4):
+        put(folder, index, 40)
+    run(Judge(), find_clips(folder, rows(4)), tmp_path / "out", shard=Shard(0, 2))
+    before = sorted(p.name for p in (tmp_path / "out").iterdir())
+    with pytest.raises(OmniNFTError, match="unfinished scores of other settings"):
+        run(Judge(), find_clips(folder, rows(3)), tmp_path / "out", shard=Shard(1, 3))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == before
+
+
+def test_no_clip_that_can_be_read_is_no_result(folder: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        (folder / f"sample_{index:04d}.mp4").write_bytes(b"no video")
+    with pytest.raises(OmniNFTError, match="none of the 2 clips could be read: .*not a video"):
+        run(Judge(), find_clips(folder, rows(2)), tmp_path / "out")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omninft.clip_files import file_stamp
 from omninft.decode.media import write_clip, write_wav
 from omninft.evaluation.clip_folder import find_clips, read, sample_name
 from omninft.evaluation.prompt_table import PromptRow
@@ -42,7 +43,11 @@ def test_clips_are_found_by_path_number_and_id_in_this_order(tmp_path: Path) -> 
         (3, "../else/v.mp4", 0),
         (4, "sample_0004.mp4", 0),
     ]
-    assert found[1].audio == folder / "p1.wav"
+    # A WAV that comes later counts from then on: other processes may still be writing.
+    assert found[1].stamp[1] == file_stamp(folder / "p1.wav")
+    assert found[0].stamp[1] == []
+    (folder / "sample_0000.WAV").write_bytes(b"xy")
+    assert found[0].stamp[1] == file_stamp(folder / "sample_0000.WAV")
     assert found[-1].stamp == [[], []]
     assert found[0].stamp[0][0] == 1
 

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -276,6 +277,18 @@ def test_the_sound_beside_a_clip_is_what_is_played(tmp_path: Path) -> None:
     waves = parse(made.page).by_class("wave")
     times = [float(w.by_class("heard")[0].attributes["x1"]) / 1000 for w in waves]
     assert times == pytest.approx([0.5, 0.2], abs=0.05)
+
+
+@pytest.mark.parametrize(("inside", "beside"), [(0.0, 1.0), (1.0, 0.0), (1.0, 0.1)])
+def test_a_silent_or_quiet_track_is_not_the_same_sound(tmp_path: Path, inside: float, beside: float) -> None:
+    clip = beeping_clip(beep=0.5)
+    for name in ("a", "b"):
+        write_clip(tmp_path / name / "sample_0000.mp4", replace(clip, waveform=inside * clip.waveform))
+        write_wav(tmp_path / name / "sample_0000.wav", beside * clip.waveform, 16000)
+    made = write_comparison([str(tmp_path / "a"), str(tmp_path / "b")], tmp_path / "page")
+    rows = list(csv.DictReader((made.page.parent / "clips.csv").open(encoding="utf-8")))
+    peak = np.abs(read_clip(made.page.parent / rows[0]["file"]).waveform).max()
+    assert peak == pytest.approx(beside * np.abs(clip.waveform).max(), abs=0.05)
 
 
 def _write_mov(path: Path, clip: Clip) -> None:

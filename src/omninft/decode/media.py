@@ -133,8 +133,9 @@ def read_clip(
         raise OmniNFTError(f"{path}: the video stream has no frames")
     video, rate = _at_average_rate(decoded)
     waveform = decoded.waveform(path)
-    if sidecar and path.with_suffix(".wav").is_file():
-        waveform, decoded.sample_rate = read_wav(path.with_suffix(".wav"))
+    beside = sidecar_of(path) if sidecar else None
+    if beside is not None:
+        waveform, decoded.sample_rate = read_wav(beside)
     if waveform.size == 0:
         if require_audio:
             raise OmniNFTError(f"{path}: the file has no sound; expected a video with a sound stream")
@@ -144,16 +145,41 @@ def read_clip(
     return Clip(video, float(rate), waveform, decoded.sample_rate, prompt)
 
 
+def sidecar_of(path: Path) -> Path | None:
+    """The WAV of the same stem beside a video, which is its sound; None where there is none."""
+    return next((wav for ending in (".wav", ".WAV") if (wav := path.with_suffix(ending)).is_file()), None)
+
+
 def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
     """Samples [channels, N] float32 in [-1, 1], and their rate in Hz.
 
-    Raises OmniNFTError naming the path: missing, not a sound file, or damaged.
+    Raises OmniNFTError naming the path: missing, not a sound file, truncated or damaged.
     """
+    if not Path(path).is_file():
+        raise OmniNFTError(f"{path}: no such file")
     try:
+        _require_whole_wav(Path(path))
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise OmniNFTError(f"{path}: not a sound file, or damaged ({error})") from error
     return np.ascontiguousarray(np.clip(samples.T, -1.0, 1.0)), int(rate)
+
+
+def _require_whole_wav(path: Path) -> None:
+    """Readers take what is there of a WAV that ends early; what it declares is in the header of its data."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                there = path.stat().st_size - file.tell()
+                # Streams that were never closed declare nothing, or everything.
+                if size not in (0, 0xFFFFFFFF) and there < size:
+                    raise OmniNFTError(f"{path}: truncated: {there} bytes of sound, the file declares {size}")
+                return
+            file.seek(size + size % 2, os.SEEK_CUR)
 
 
 def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int) -> None:

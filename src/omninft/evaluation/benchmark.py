@@ -25,7 +25,7 @@ from omninft.evaluation.clip_folder import ClipFile, read
 from omninft.evaluation.paired import mean_estimates
 from omninft.evaluation.prompt_table import PromptRow, rows_digest
 from omninft.evaluation.result_tables import write_tables
-from omninft.evaluation.results import ClipScores, EvaluationResult, Metric, MetricResult, Protocol
+from omninft.evaluation.results import RESULT_FILE, ClipScores, EvaluationResult, Metric, MetricResult, Protocol
 from omninft.evaluation.set_metrics import SetMetric
 from omninft.rewards.registry import Reward
 from omninft.rewards.runner import RewardRunner
@@ -124,20 +124,24 @@ def run_benchmark(
     def is_current(entry: dict[str, Any]) -> bool:
         return key(entry) in keyed and keyed[key(entry)].stamp == entry["stamp"]
 
+    if (finished := _finished(output, clips, protocol, benchmark, system)) is not None:
+        progress(len(clips), len(clips))
+        return finished
     path = output / f"journal-{shard.rank}-of-{shard.world}.jsonl"
     work = "scores of other settings, metrics or prompts"
     with (
         Journal(path, header, work) as journal,
         RewardRunner(benchmark.judges, max_missing_share=1.0) as runner,
     ):
-        # What failed is tried again; what others could not score stays with its reason.
-        own = journal.resume(lambda entry: is_current(entry) and not entry["reasons"])
 
         def of_others() -> dict[tuple[int, str], dict[str, Any]]:
             journals = [Journal(p, header, work) for p in sorted(output.glob("journal-*.jsonl")) if p != path]
             return {key(e): e for one in journals for e in one.read() if is_current(e)}
 
-        entries = of_others() | {key(e): e for e in own}
+        others = of_others()  # read first: a journal of other work refuses this call before it leaves one of its own
+        # What failed is tried again; what others could not score stays with its reason.
+        own = journal.resume(lambda entry: is_current(entry) and not entry["reasons"])
+        entries = others | {key(e): e for e in own}
         mine = shard.share(clips)
         todo = [clip for clip in mine if (clip.row.index, clip.label(base)) not in entries]
         if todo:
@@ -156,6 +160,8 @@ def run_benchmark(
             # The one that finds everything done takes the journals away.
             return None if path.is_file() else EvaluationResult.load(output)
         rows = [(clip, entries[name]) for name, clip in keyed.items()]
+        if all("problem" in entry for _, entry in rows):
+            raise OmniNFTError(f"none of the {len(rows)} clips could be read: {rows[0][1]['problem']}")
         result = _result(benchmark, protocol, rows, system, generation or {})
         _write_features(output, benchmark, rows)
         result.save(output)
@@ -164,6 +170,23 @@ def run_benchmark(
         for other in output.glob("journal-*.jsonl"):
             other.unlink(missing_ok=True)
     return result
+
+
+def _finished(
+    output: Path, clips: Sequence[ClipFile], protocol: Protocol, benchmark: Benchmark, system: str
+) -> EvaluationResult | None:
+    """The result that is there already: of this work, and newer than its clips."""
+    path = output / RESULT_FILE
+    if not path.is_file() or any(output.glob("journal-*.jsonl")):
+        return None
+    try:
+        result = EvaluationResult.load(path)
+    except OmniNFTError:
+        return None
+    times = [time for clip in clips for _, time in filter(None, clip.stamp)]
+    same = (result.protocol.digest, result.system, result.metrics) == (protocol.digest, system, benchmark.all_metrics)
+    whole = len(result.clips) == len(clips) and not any(clip.reasons for clip in result.clips)
+    return result if same and whole and max(times, default=0) < path.stat().st_mtime_ns else None
 
 
 def _load(judges: Sequence[Reward]) -> None:

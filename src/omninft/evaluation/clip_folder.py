@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omninft.clip_files import VIDEO_ENDINGS, file_stamp
-from omninft.decode.media import read_clip, read_wav
+from omninft.decode.media import read_clip, read_wav, sidecar_of
 from omninft.evaluation.prompt_table import PromptRow
 from omninft.types import Clip, OmniNFTError
 
@@ -24,13 +24,14 @@ class ClipFile:
 
     row: PromptRow
     video: Path
-    audio: Path | None = None  # takes the place of the sound in `video`
+    audio: Path | None = None  # named by the row; else a WAV beside the video, else the sound in it
     sample: int = 0
 
     @property
     def stamp(self) -> list[list[int]]:
         """Tells changed files."""
-        return [file_stamp(self.video), file_stamp(self.audio) if self.audio is not None else []]
+        sound = self.audio or sidecar_of(self.video)
+        return [file_stamp(self.video), file_stamp(sound) if sound is not None else []]
 
     def label(self, base: Path) -> str:
         """The video's path from `base`, with slashes."""
@@ -83,7 +84,8 @@ def read(clip: ClipFile) -> Clip:
     Raises:
         OmniNFTError: a file that is missing or cannot be decoded.
     """
-    made = replace(read_clip(clip.video, clip.row.prompt, require_audio=False), sample=clip.sample)
+    own = clip.audio is None
+    made = replace(read_clip(clip.video, clip.row.prompt, require_audio=False, sidecar=own), sample=clip.sample)
     if clip.audio is None:
         return made
     waveform, rate = read_wav(clip.audio)
@@ -91,8 +93,7 @@ def read(clip: ClipFile) -> Clip:
 
 
 def _clip_file(row: PromptRow, video: Path, sample: int = 0) -> ClipFile:
-    beside = video.with_suffix(".wav")
-    return ClipFile(row, video, row.audio_path or (beside if beside.is_file() else None), sample)
+    return ClipFile(row, video, row.audio_path, sample)
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:

@@ -102,7 +102,12 @@ class Section:
         paired = self._paired.get(row.name, {}).get(metric.name)
         if paired is not None:
             d = paired.difference
-            return Difference(d.mean, paired.relative_change, paired.verdict, d.low, d.high)
+            flat = round(d.mean, metric.decimals) == 0  # what reads as 0 is none
+            return Difference(
+                d.mean, paired.relative_change, "no difference" if flat else paired.verdict, d.low, d.high
+            )
+        if row.values[metric.name].missing or self.base.values[metric.name].missing:
+            return None  # means over different clips
         absolute = value - base
         # What reads as 0 is none: published values carry no more digits than are shown.
         gain = round(absolute, metric.decimals) * (1 if metric.higher_is_better else -1)
@@ -114,7 +119,10 @@ class Section:
         """Metric -> row -> rank. Values that read alike share a rank; a column of one value has none."""
         ranks: dict[str, dict[str, Literal[0, 1, 2]]] = {}
         for metric in self.metrics:
-            known = {r.name: v for r in self.rows if (v := self.value(r, metric)) is not None}
+            cells = {r.name: (v, r.values[metric.name]) for r in self.rows if (v := self.value(r, metric)) is not None}
+            # A mean over fewer clips than others have is another number: the missing ones may be the hard ones.
+            complete = any(cell.missing == 0 for _, cell in cells.values())
+            known = {name: v for name, (v, cell) in cells.items() if not (complete and cell.missing)}
             shown = {name: float(f"{v:.{metric.decimals}f}") for name, v in known.items()}
             order = sorted(set(shown.values()), reverse=metric.higher_is_better)
             places: dict[float, Literal[0, 1, 2]] = dict(zip(order, (1, 2), strict=False)) if len(order) > 1 else {}

@@ -65,15 +65,19 @@ def evaluate(
         generate_missing(rows, clips, generation, lambda done, total: progress("sampling", done, total), part.share)
     made = read_settings(clips)
     made |= {"clips": str(clips)} if clips != output / CLIPS else {}
-    result = run_benchmark(
-        benchmark,
-        find_clips(clips, rows),
-        output,
-        system=label,
-        generation=made,
-        shard=part,
-        progress=lambda done, total: progress("scoring", done, total),
-    )
+    found = find_clips(clips, rows)
+    try:
+        result = run_benchmark(
+            benchmark,
+            found,
+            output,
+            system=label,
+            generation=made,
+            shard=part,
+            progress=lambda done, total: progress("scoring", done, total),
+        )
+    except OSError as error:
+        raise OmniNFTError(f"{output}: cannot be written ({error})") from error
     return output, result
 
 
@@ -93,6 +97,8 @@ def _label(clips: Path | None, model: str, lora: Path | None) -> str:
 
 
 def _rows(clips: Path | None, choice: Choice, prompts: str | None, limit: int | None) -> list[PromptRow]:
+    if clips is not None and not clips.is_dir():
+        raise OmniNFTError(f"{clips}: no such folder of clips")
     beside = [clips / f"prompts{ending}" for ending in PROMPT_ENDINGS] if clips is not None else []
     source = prompts or next((str(path) for path in beside if path.is_file()), None)
     if source is not None:

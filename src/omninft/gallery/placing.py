@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from av.error import FFmpegError
 
-from omninft.decode.media import AAC_SAMPLE_RATES, read_wav, write_clip
+from omninft.decode.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
 from omninft.gallery.players import Place
 from omninft.gallery.run_folder import ClipRecord
 from omninft.types import Clip, OmniNFTError
@@ -124,15 +124,15 @@ def playable(clip: Clip) -> Clip:
 
 def _sounds_from_beside(source: Path, clip: Clip) -> bool:
     """Whether the clip's sound is that of a WAV file beside it, which a copy would not have."""
-    beside = source.with_suffix(".wav")
-    return beside.is_file() and np.array_equal(read_wav(beside)[0], clip.waveform)
+    beside = sidecar_of(source)
+    return beside is not None and np.array_equal(read_wav(beside)[0], clip.waveform)
 
 
 def _digest(source: Path) -> str:
     """12 hexadecimal digits of what is in the file, and in the sound beside it."""
     digest = hashlib.sha256()
-    for path in (source, source.with_suffix(".wav")):
-        if path.is_file():
+    for path in (source, sidecar_of(source)):
+        if path is not None and path.is_file():
             with path.open("rb") as file:
                 while piece := file.read(1 << 20):
                     digest.update(piece)

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from omninft.decode.media import read_clip, read_wav
+from omninft.decode.media import read_clip, read_wav, sidecar_of
 from omninft.evaluation.paired import Measure
 from omninft.gallery import figures
 from omninft.gallery.run_folder import ClipRecord, ClipSet
@@ -26,7 +26,7 @@ from omninft.types import Clip, OmniNFTError, Prompt
 SMALL = 256
 # Times that a description of a waveform reads out; the marks show all.
 _TIMES_TOLD = 12
-_SAME_SOUND = 0.98  # correlation of a sound with itself after AAC
+_SAME_SOUND = 0.2  # what AAC may leave of a sound's difference from itself, relative to the louder of the two
 
 
 @dataclass(frozen=True)
@@ -171,10 +171,10 @@ def _take(label: str, record: ClipRecord, clip: Clip, duration: float, place: Pl
 
 def _read(record: ClipRecord) -> Clip | str:
     """The clip, or why there is none."""
-    beside = record.path.with_suffix(".wav")
+    beside = sidecar_of(record.path)
     try:
         clip = read_clip(record.path, record.prompt, require_audio=False, sidecar=False)
-        return _with_sound_of(clip, beside) if beside.is_file() else clip
+        return _with_sound_of(clip, beside) if beside is not None else clip
     except OmniNFTError as error:
         return str(error).replace(f"{record.path}: ", f"{record.path.name}: ")
 
@@ -189,7 +189,7 @@ def _with_sound_of(clip: Clip, beside: Path) -> Clip:
     if rate == clip.sample_rate and abs(len(own) - len(other)) < 0.1 * rate and length:
         own, other = own[:length], other[:length]
         # Encoding for the video file leaves a little noise.
-        if own @ other >= _SAME_SOUND * np.linalg.norm(own) * np.linalg.norm(other):
+        if np.linalg.norm(own - other) <= _SAME_SOUND * max(np.linalg.norm(own), np.linalg.norm(other)):
             return clip
     return replace(clip, waveform=waveform, sample_rate=rate)
 

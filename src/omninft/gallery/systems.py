@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omninft.clip_files import VIDEO_ENDINGS
 from omninft.evaluation.paired import Measure, PairedTable
 from omninft.evaluation.results import RESULT_FILE, EvaluationResult
 from omninft.gallery.run_folder import ClipRecord, clip_record, read_run_folder, shown_sets
 from omninft.types import OmniNFTError, Prompt
 
 SCORES_FILE = "scores.json"
-VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".m4v")
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,6 @@ def _grey(frame: np.ndarray, shrink: int, factor: int) -> np.ndarray:
 
 
 def _top_mean(length: np.ndarray) -> float:
-    """Mean of the int(TOP_SHARE * pixels) largest values."""
-    rest = length.size - int(TOP_SHARE * length.size)
+    """Mean of the int(TOP_SHARE * pixels) largest values, of one at least."""
+    rest = length.size - max(1, int(TOP_SHARE * length.size))
     return float(np.partition(length, rest, axis=None)[rest:].mean(dtype=np.float64))
