@@ -322,5 +322,5 @@ def test_a_refused_call_leaves_no_journal_behind(folder: Path, tmp_path: Path) -
 def test_no_clip_that_can_be_read_is_no_result(folder: Path, tmp_path: Path) -> None:
     for index in range(2):
         (folder / f"sample_{index:04d}.mp4").write_bytes(b"no video")
-    with pytest.raises(OmniNFTError, match="none of the 2 clips could be read: .*not a video"):
+    with pytest.raises(OmniNFTError, match=r"none of the 2 clips could be read: .*not a video"):
         run(Judge(), find_clips(folder, rows(2)), tmp_path / "out")
