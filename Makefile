@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RECIPE ?= omninft
 
-.PHONY: setup train test slow lint bench clean
+.PHONY: setup train test lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -21,9 +21,6 @@ train: setup
 
 test: setup
 	$(BIN)/python -m pytest
-
-slow: setup
-	$(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -324,3 +324,10 @@ def test_no_clip_that_can_be_read_is_no_result(folder: Path, tmp_path: Path) -> 
         (folder / f"sample_{index:04d}.mp4").write_bytes(b"no video")
     with pytest.raises(OmniNFTError, match=r"none of the 2 clips could be read: .*not a video"):
         run(Judge(), find_clips(folder, rows(2)), tmp_path / "out")
+
+
+def test_the_result_of_another_system_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    put(folder, 0, 40)
+    run(Judge(), find_clips(folder, rows(1)), tmp_path / "out")
+    with pytest.raises(OmniNFTError, match=r"holds the result of '.*', not of 'other': choose another output"):
+        run_benchmark(benchmark(Judge()), find_clips(folder, rows(1)), tmp_path / "out", system="other")

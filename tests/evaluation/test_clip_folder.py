@@ -7,7 +7,7 @@ import pytest
 
 from omninft.clip_files import file_stamp
 from omninft.decode.media import write_clip, write_wav
-from omninft.evaluation.clip_folder import find_clips, read, sample_name
+from omninft.evaluation.clip_folder import find_clips, read, sample_name, unclaimed
 from omninft.evaluation.prompt_table import PromptRow
 from omninft.types import Clip, OmniNFTError, Prompt
 
@@ -80,3 +80,9 @@ def test_no_sound_is_a_clip_and_a_damaged_file_is_none(tmp_path: Path) -> None:
         read(broken)
     with pytest.raises(OmniNFTError, match="no such file"):
         read(absent)
+
+
+def test_clips_of_no_row_are_told(tmp_path: Path) -> None:
+    for name in ("sample_0000.mp4", "spare.MOV", "notes.txt", ".hidden.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    assert unclaimed(tmp_path, find_clips(tmp_path, [row(0)])) == [tmp_path / "spare.MOV"]

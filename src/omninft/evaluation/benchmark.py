@@ -124,6 +124,7 @@ def run_benchmark(
     def is_current(entry: dict[str, Any]) -> bool:
         return key(entry) in keyed and keyed[key(entry)].stamp == entry["stamp"]
 
+    _require_own(output, system)
     if (finished := _finished(output, clips, protocol, benchmark, system)) is not None:
         progress(len(clips), len(clips))
         return finished
@@ -170,6 +171,12 @@ def run_benchmark(
         for other in output.glob("journal-*.jsonl"):
             other.unlink(missing_ok=True)
     return result
+
+
+def _require_own(output: Path, system: str) -> None:
+    """Raises OmniNFTError when the folder holds another system's result, which would be lost."""
+    if (output / RESULT_FILE).is_file() and (there := EvaluationResult.load(output).system) != system:
+        raise OmniNFTError(f"{output} holds the result of {there!r}, not of {system!r}: choose another output")
 
 
 def _finished(

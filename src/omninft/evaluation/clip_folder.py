@@ -78,6 +78,16 @@ def find_clips(folder: Path, rows: Sequence[PromptRow]) -> list[ClipFile]:
     return found
 
 
+def unclaimed(folder: Path, found: Sequence[ClipFile]) -> list[Path]:
+    """The videos of a folder that are no row's clip."""
+    claimed = {clip.video for clip in found}
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith(".") and path not in claimed
+    ]
+
+
 def read(clip: ClipFile) -> Clip:
     """Frames and sound, with the row's prompt. Without any sound the waveform is [0, 0].
 

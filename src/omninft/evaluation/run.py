@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from omninft.distributed.processes import default_device
 from omninft.evaluate import spread
 from omninft.evaluation import javisbench
 from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
-from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark, default_device
-from omninft.evaluation.clip_folder import find_clips
+from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark
+from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
 from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
 from omninft.evaluation.results import EvaluationResult
 from omninft.types import OmniNFTError
 
 WORLD_PROMPTS = "world:test"
+SPARE_NAMED = 3  # clips named in a note
 WORLD_LIMIT = 64  # prompts by default: about two minutes on two cores
 
 Progress = Callable[[str, int, int], None]
@@ -66,6 +69,10 @@ def evaluate(
     made = read_settings(clips)
     made |= {"clips": str(clips)} if clips != output / CLIPS else {}
     found = find_clips(clips, rows)
+    if generation is None and not limit and (spare := unclaimed(clips, found)):
+        listed = ", ".join(path.name for path in spare[:SPARE_NAMED]) + (", ..." if len(spare) > SPARE_NAMED else "")
+        note = f"{len(spare)} clips of the folder belong to no prompt and were left out: {listed}"
+        benchmark = replace(benchmark, notes=(*benchmark.notes, note))
     try:
         result = run_benchmark(
             benchmark,
