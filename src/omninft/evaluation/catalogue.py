@@ -164,7 +164,7 @@ def _judge(
     options: dict[str, Any] = {}
     on_device = isinstance(entry.make, type) and issubclass(entry.make, ModelReward)
     if on_device and entry.make is not DNSMOSReward:
-        options["device"] = choice.device or default_device()
+        options["device"] = choice.device
     if entry.make is javisbench.BindScores:
         options["wanted"] = tuple(name for name in entry.metrics if name in wanted)
     if entry.make is AVAlignReward and choice.benchmark == "world":

@@ -26,7 +26,6 @@ SUITE_FILE = "VBench_full_info.json"
 WHEEL = "vbench==0.1.5"
 FETCH = f"pip download --no-deps {WHEEL}"
 SAMPLES = 5  # clips of a prompt that the official package looks for
-FLICKER_SAMPLES = 25  # clips of a prompt to make for temporal_flickering, of which the static filter keeps 5
 LONGEST_NAME = 255  # bytes of a file name that common file systems store
 _MEMBER = f"vbench/{SUITE_FILE}"
 
