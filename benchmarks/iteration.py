@@ -29,16 +29,16 @@ from omninft.config import Config, load_config
 from omninft.credit.assignment import assign_credit, surgery_schedules, weigh_regions
 from omninft.credit.regions import attention_column_sums, collection_steps
 from omninft.credit.surgery import GradientSurgery
-from omninft.decode.clips import decode_clips
-from omninft.distributed.processes import Processes, available_cores
-from omninft.models.attention import V2ARecorder
-from omninft.models.policy import LTX2Policy
-from omninft.policy.update import PolicyUpdate, TrainingBatch, training_sigmas
+from omninft.distributed import Processes, available_cores
+from omninft.learning.update import PolicyUpdate, TrainingBatch, training_sigmas
+from omninft.models.ltx2 import LTX2Policy
+from omninft.models.recording import V2ARecorder
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
+from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
-from omninft.run import join_rollouts, peak_memory_gb
+from omninft.runs.session import join_rollouts, peak_memory_gb
 from omninft.types import PromptGroup, ScoreTable
 
 STAGES = ("sampling", "decode", "rewards", "update")

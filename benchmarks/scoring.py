@@ -30,13 +30,13 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import ClapConfig, ClapModel, CLIPConfig, CLIPModel
 
+from omninft.clips.media import read_clip, write_clip
+from omninft.clips.workers import in_workers
 from omninft.config import RewardConfig
-from omninft.decode.media import read_clip, write_clip
-from omninft.distributed.processes import available_cores
-from omninft.rewards.model_reward import in_workers
+from omninft.distributed import available_cores
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.run import peak_memory_gb
+from omninft.runs.session import peak_memory_gb
 from omninft.scorers.clap import CLAPScorer
 from omninft.scorers.clip import CLIPScorer
 from omninft.scorers.synchformer import DeSyncScorer, Synchformer, SynchformerConfig

@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
 from tests.random_models import make_policy
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))

@@ -18,7 +18,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder, LTX2VocoderWithBWE
 
 from omninft.config import LoraConfig, ModelConfig, SamplingConfig
 from omninft.models.loading import ClipDefaults
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
 from omninft.pretrain import sizes
 from omninft.pretrain.text import build_text_encoder, build_tokenizer
 from omninft.types import Latents, Prompt, PromptGroup

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from omninft.config import Config, build_config, load_config
-from omninft.metrics import read_metrics
 from omninft.models.loading import CLIP_FILE
-from omninft.run import build_rewards
+from omninft.runs.metrics import read_metrics
+from omninft.runs.session import build_rewards
 from omninft.train import train
 from omninft.types import Clip, OmniNFTError
 from tests.random_models import random_pipeline
@@ -163,7 +163,7 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
 LONG = """
 import sys
 from pathlib import Path
-from omninft.display import ConsoleDisplay
+from omninft.runs.display import ConsoleDisplay
 from tests.test_train import small_config, train
 config = small_config(Path(sys.argv[1]), Path(sys.argv[2]), run__iterations=500, run__keep_last=2)
 resume = Path(sys.argv[2]) / "small"
@@ -253,7 +253,7 @@ class TestRewardsThatFail:
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from omninft.models.policy import LTX2Policy
+    from omninft.models.ltx2 import LTX2Policy
 
     real = LTX2Policy.velocity
 
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 
 
 def test_a_given_first_frame_is_kept_and_the_rest_learns(model: Path, tmp_path: Path) -> None:
-    from omninft.decode.media import write_png
+    from omninft.clips.media import write_png
 
     frame = np.full((32, 32, 3), 200, dtype=np.uint8)
     write_png(tmp_path / "first.png", frame)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omninft.config import Config
-from omninft.display import Display
 from omninft.evaluation.paired import PairedTable
-from omninft.run import Run, join_rollouts
+from omninft.runs.display import Display
+from omninft.runs.session import Run, join_rollouts
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from omninft.decode.media import write_clip
+from omninft.clips.media import write_clip
 from omninft.evaluation.benchmark import Benchmark, Shard, aggregate, parse_shard, run_benchmark
 from omninft.evaluation.clip_folder import ClipFile, find_clips
 from omninft.evaluation.prompt_table import PromptRow

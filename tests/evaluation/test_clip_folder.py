@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omninft.clip_files import file_stamp
-from omninft.decode.media import write_clip, write_wav
+from omninft.clips.journal import file_stamp
+from omninft.clips.media import write_clip, write_wav
 from omninft.evaluation.clip_folder import find_clips, read, sample_name, unclaimed
 from omninft.evaluation.prompt_table import PromptRow
 from omninft.types import Clip, OmniNFTError, Prompt

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from omninft.clips.media import read_clip, read_wav
 from omninft.config import EvaluationConfig
-from omninft.decode.media import read_clip, read_wav
 from omninft.evaluation import generation
 from omninft.evaluation.benchmark import Shard
 from omninft.evaluation.generation import Generation, generate_missing, read_settings, trimmed

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from omninft.cli import app
-from omninft.decode.media import write_clip, write_wav
+from omninft.clips.media import write_clip, write_wav
 from omninft.evaluation import run as run_module
 from omninft.evaluation.catalogue import Choice
 from omninft.evaluation.results import EvaluationResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from omninft.decode.media import write_clip
+from omninft.clips.media import write_clip
 from tests.moving_clips import moving_clip
 
 ENTRIES = [

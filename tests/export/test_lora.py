@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from omninft.config import SamplingConfig
 from omninft.export.lora import FILE_NAME, export_lora, read_lora
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
-from tests.models.test_policy import PLAIN
+from tests.models.test_ltx2 import PLAIN
 from tests.random_models import groups, make_policy, random_pipeline, through_pipeline
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omninft.decode.media import write_clip
+from omninft.clips.media import write_clip
 from omninft.evaluation.results import ClipScores, EvaluationResult, Metric, Protocol
 from omninft.types import Clip, Prompt
 

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from omninft.cli import app
-from omninft.decode.media import read_clip, write_clip, write_wav
+from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.evaluation.paired import Measure, compare_paired
 from omninft.gallery import placing
 from omninft.gallery.compare import Comparison, disagreement, mean_rows, write_comparison

@@ -28,7 +28,7 @@ from omninft.gallery.paper_figures import (
 )
 from omninft.gallery.plots import Dot
 from omninft.gallery.run_folder import read_run_folder
-from omninft.metrics import MetricsLog
+from omninft.runs.metrics import MetricsLog
 from omninft.types import OmniNFTError
 
 MEASURES = [

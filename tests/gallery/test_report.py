@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import yaml
 
-from omninft.decode.media import write_clip
+from omninft.clips.media import write_clip
 from omninft.evaluation.paired import Measure, compare_paired
 from omninft.gallery import curves
 from omninft.gallery.report import duration, headline, write_report
 from omninft.gallery.run_folder import read_run_folder, shown_sets
-from omninft.metrics import MetricsLog
+from omninft.runs.metrics import MetricsLog
 from omninft.types import Clip, OmniNFTError, Prompt
 
 MEASURES = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omninft.models.adapters import DEFAULT_TARGETS
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
 from tests.random_models import PROMPTS, make_policy
 

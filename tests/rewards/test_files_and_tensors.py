@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.config import RewardConfig
-from omninft.decode.media import read_clip, write_clip, write_wav
 from omninft.rewards.registry import build_reward
 from tests.moving_clips import moving_clip
 

@@ -5,7 +5,8 @@ import threading
 import numpy as np
 import pytest
 
-from omninft.rewards.model_reward import ModelReward, in_workers, prompt_text
+from omninft.clips.workers import in_workers
+from omninft.rewards.model_reward import ModelReward, prompt_text
 from omninft.rewards.registry import ComponentSpec
 from omninft.rewards.runner import RewardRunner
 from omninft.scorers.weights import JudgingModel

@@ -15,10 +15,10 @@ import pytest
 
 from omninft.config import RewardConfig
 from omninft.rewards.registry import build_reward
-from omninft.rewards.remote import RemoteReward
 from omninft.rewards.runner import RewardRunner
 from omninft.service import client as client_module
 from omninft.service.messages import Limits, parse_message
+from omninft.service.reward import RemoteReward
 from omninft.types import Clip, Component, OmniNFTError, Prompt
 from tests.service.clips import clip, expected
 

@@ -23,9 +23,9 @@ import pytest
 from omninft.cli import main
 from omninft.config import RewardConfig
 from omninft.rewards.registry import build_reward
-from omninft.rewards.remote import RemoteReward
 from omninft.rewards.runner import RewardRunner
 from omninft.service.messages import CONTENT_TYPE, pack_message
+from omninft.service.reward import RemoteReward
 from tests.service.clips import clip, expected
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from omninft.decode.media import write_clip
+from omninft.clips.media import write_clip
 from omninft.service.messages import (
     FORMAT,
     Limits,

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from omninft.clips.media import write_png
 from omninft.config import Config, build_config
-from omninft.decode.media import write_png
-from omninft.metrics import read_metrics
+from omninft.runs.metrics import read_metrics
 from omninft.types import Clip
 
 STORED = Path(__file__).parent / "stored"

@@ -34,7 +34,7 @@ def sample(
     audio_guidance: Annotated[float, typer.Option(help="Text guidance of the sound; 1 is off.")] = 1.0,
 ) -> None:
     """Make clips (mp4 with sound) from prompts, with the base model or with a LoRA on it."""
-    from omninft.sampling import sample_clips
+    from omninft.evaluation.sampling import sample_clips
 
     with NotedProgress(console) as progress:
         task = progress.add_task("sampling", total=None)
@@ -67,8 +67,8 @@ def score(
     ] = None,
 ) -> None:
     """Score existing clips with rewards; what cannot be scored is listed with its reason, never as 0."""
+    from omninft.evaluation.scoring import score_files
     from omninft.rewards.presets import chosen_rewards
-    from omninft.scoring import score_files
 
     chosen = chosen_rewards(reward or (() if preset else ("world",)), preset, option or ())
     with NotedProgress(console) as progress:

@@ -26,9 +26,9 @@ rewards_app = typer.Typer(help="List the rewards, or check one against official 
 def rewards(context: typer.Context, preset: Preset = None, option: RewardOptions = None) -> None:
     """List the rewards: what each judges, route, range, inputs, model, size, licence, and whether it is ready."""
     if context.invoked_subcommand is None:
-        from omninft.display import print_rewards
         from omninft.rewards.presets import PRESETS, chosen_rewards
         from omninft.rewards.registry import reward_names
+        from omninft.runs.display import print_rewards
 
         names = () if preset else tuple(reward_names())
         print_rewards(chosen_rewards(names, preset, option or ()), console)

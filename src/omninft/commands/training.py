@@ -24,8 +24,8 @@ def train(
 ) -> None:
     """Post-train a model: sample, score, learn, and compare base against trained on held-out prompts."""
     from omninft.config import load_config
-    from omninft.display import ConsoleDisplay
-    from omninft.run import read_run_config
+    from omninft.runs.display import ConsoleDisplay
+    from omninft.runs.session import read_run_config
     from omninft.train import train as run_training
 
     if resume is not None:
@@ -59,8 +59,8 @@ def check(
     quick: Annotated[bool, typer.Option(help="Leave out the trial that estimates time and memory.")] = False,
 ) -> None:
     """Validate a recipe with its prompts, model, rewards and disk, and say what the run will cost."""
-    from omninft.checkup import check_run
     from omninft.config import load_config
+    from omninft.runs.check import check_run
 
     if not print_findings(check_run(load_config(recipe, overrides), trial=not quick)):
         raise typer.Exit(1)
@@ -92,7 +92,7 @@ def pretrain(
     """Rebuild the bundled model from its procedural world alone: autoencoders, vocoder, transformer."""
     import torch
 
-    from omninft.distributed.processes import available_cores
+    from omninft.distributed import available_cores
     from omninft.pretrain.card import write_card
     from omninft.pretrain.run import pretrain as rebuild
 

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from omninft.clip_files import Journal, decoded_chunks
-from omninft.distributed.processes import available_cores
+from omninft.clips.journal import Journal
+from omninft.clips.workers import decoded_chunks
+from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import ClipFile, read
 from omninft.evaluation.paired import mean_estimates
 from omninft.evaluation.prompt_table import PromptRow, rows_digest

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from omninft.config import RewardConfig
-from omninft.distributed.processes import default_device
+from omninft.distributed import default_device
 from omninft.evaluation import javisbench, world_benchmark
 from omninft.evaluation.benchmark import Benchmark
 from omninft.evaluation.prompt_table import PromptRow

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from omninft.clip_files import VIDEO_ENDINGS, file_stamp
-from omninft.decode.media import read_clip, read_wav, sidecar_of
+from omninft.clips.journal import file_stamp
+from omninft.clips.media import read_clip, read_wav, sidecar_of
+from omninft.clips.workers import VIDEO_ENDINGS
 from omninft.evaluation.prompt_table import PromptRow
 from omninft.types import Clip, OmniNFTError
 

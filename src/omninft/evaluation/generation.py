@@ -18,16 +18,16 @@ import numpy as np
 import soxr
 from huggingface_hub import try_to_load_from_cache
 
+from omninft.clips.first_frame import read_first_frame
+from omninft.clips.media import write_clip, write_wav
 from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
-from omninft.decode.clips import decode_clips
-from omninft.decode.first_frame import read_first_frame
-from omninft.decode.media import write_clip, write_wav
-from omninft.evaluate import SHOWN_SIDE
 from omninft.evaluation.clip_folder import sample_name
+from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.prompt_table import LISTING, PromptRow
+from omninft.evaluation.sampling import load_policy
 from omninft.models.loading import CLIP_FILE, model_path
+from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
-from omninft.sampling import load_policy
 from omninft.scorers.views import fit_length
 from omninft.scorers.weights import file_sha256
 from omninft.types import Clip, OmniNFTError, PromptGroup

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from omninft.clips.workers import in_workers
 from omninft.evaluation.results import Metric
 from omninft.rewards.audiobox import AudioBoxReward
 from omninft.rewards.clap import CLAPReward
@@ -35,7 +36,7 @@ from omninft.rewards.clip import CLIPReward
 from omninft.rewards.desync import DeSyncReward
 from omninft.rewards.formulas import score_table
 from omninft.rewards.imagebind import ImageBindReward
-from omninft.rewards.model_reward import in_workers, prompt_text
+from omninft.rewards.model_reward import prompt_text
 from omninft.rewards.registry import ComponentSpec
 from omninft.rewards.videoalign import VideoAlignReward
 from omninft.scorers.imagebind import ImageBindScorer, cosines

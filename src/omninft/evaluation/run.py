@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from omninft.distributed.processes import default_device
-from omninft.evaluate import spread
+from omninft.distributed import default_device
 from omninft.evaluation import javisbench
 from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
 from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark
 from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
+from omninft.evaluation.held_out import spread
 from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
 from omninft.evaluation.results import EvaluationResult
 from omninft.types import OmniNFTError

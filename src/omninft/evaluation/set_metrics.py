@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from omninft.clips.workers import in_workers
 from omninft.evaluation.frechet import frechet_audio_distance, frechet_distance, kernel_distance
 from omninft.evaluation.results import Metric
-from omninft.rewards.model_reward import in_workers
 from omninft.scorers.views import fit_length, mono, resize, to_tensor, uniform_indices
 from omninft.scorers.weights import file_sha256, read_state
 from omninft.types import Clip, OmniNFTError

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from omninft.sampling import sample_clips
+from omninft.evaluation.sampling import sample_clips
 from omninft.types import OmniNFTError
 
 

@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import torch
 
-from omninft.decode.media import read_clip
+from omninft.clips.media import read_clip
 from omninft.evaluation.results import EvaluationResult, Metric, Protocol
 from omninft.evaluation.vbench import consistency, is_dynamic, likeness, sampled_frames, top_speed
 from omninft.evaluation.vbench_results import BENCHMARK, ClipRow, assemble, metric_of

@@ -38,7 +38,7 @@ import cv2
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.evaluation.results import Metric
 from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input, Reward

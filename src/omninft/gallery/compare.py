@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.evaluation.paired import Measure, PairedRow, compare_paired
 from omninft.gallery import figures
 from omninft.gallery.placing import CLIPS, POSTERS, SINGLE_FILE_BYTES, ClipFolder

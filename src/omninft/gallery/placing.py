@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from av.error import FFmpegError
 
-from omninft.decode.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
+from omninft.clips.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
 from omninft.gallery.players import Place
 from omninft.gallery.run_folder import ClipRecord
 from omninft.types import Clip, OmniNFTError

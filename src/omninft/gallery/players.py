@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from omninft.decode.media import read_clip, read_wav, sidecar_of
+from omninft.clips.media import read_clip, read_wav, sidecar_of
 from omninft.evaluation.paired import Measure
 from omninft.gallery import figures
 from omninft.gallery.run_folder import ClipRecord, ClipSet

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from omninft.evaluation.paired import PairedTable
-from omninft.metrics import read_metrics
+from omninft.files import read_json_lines
 from omninft.types import OmniNFTError, Prompt
 
 
@@ -88,7 +88,7 @@ def read_run_folder(run_dir: str | Path) -> RunFolder:
     problems: list[str] = []
     config, config_text = _read_config(path / "config.yaml", problems)
     try:
-        metrics = read_metrics(path)
+        metrics = read_json_lines(path / "metrics.jsonl")
     except OmniNFTError as error:
         metrics = []
         problems.append(str(error))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omninft.clip_files import VIDEO_ENDINGS
+from omninft.clips.workers import VIDEO_ENDINGS
 from omninft.evaluation.paired import Measure, PairedTable
 from omninft.evaluation.results import RESULT_FILE, EvaluationResult
 from omninft.gallery.run_folder import ClipRecord, clip_record, read_run_folder, shown_sets

@@ -11,9 +11,9 @@ import torch
 from diffusers import LTX2Pipeline
 
 from omninft.config import EvaluationConfig, ModelConfig, RewardConfig, SamplingConfig
-from omninft.distributed.processes import Processes
-from omninft.evaluate import Evaluator
-from omninft.models.policy import LTX2Policy
+from omninft.distributed import Processes
+from omninft.evaluation.held_out import Evaluator
+from omninft.models.ltx2 import LTX2Policy
 from omninft.pretrain import autoencoders
 from omninft.pretrain.run import DEFECTS
 from omninft.pretrain.sizes import SIZES

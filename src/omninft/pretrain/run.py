@@ -26,7 +26,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from safetensors.torch import load_file, save_file
 
 from omninft.checkpoint.store import CheckpointStore, flatten_optimizer, restore_optimizer
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.models.loading import CLIP_FILE, ClipDefaults
 from omninft.pretrain import autoencoders, text
 from omninft.pretrain.flow import Encoded, FlowTraining

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.av_align import av_align

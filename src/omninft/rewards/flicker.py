@@ -5,7 +5,7 @@ A still picture scores 1: weigh it against a reward of motion.
 
 from __future__ import annotations
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.flicker import frame_differences

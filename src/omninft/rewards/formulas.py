@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from omninft.rewards.model_reward import in_workers
+from omninft.clips.workers import in_workers
 from omninft.rewards.registry import ComponentSpec
 from omninft.types import Clip, OmniNFTError, ScoreTable
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 
-from omninft.distributed.processes import available_cores, default_device
+from omninft.clips.workers import in_workers
+from omninft.distributed import available_cores, default_device
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.weights import JudgingModel
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -110,24 +109,6 @@ class ModelReward(ABC, Generic[Prepared]):
                 with torch.inference_mode():
                     values[[b for b, _ in ready]] = self.judge([item for _, item in ready])
         return ScoreTable(tuple(spec.component for spec in self.components), values, reasons)
-
-
-def in_workers(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> list[Result | OmniNFTError]:
-    """`work` on every item, in order, by threads (decoders, resizers and numpy let go of the interpreter).
-
-    An OmniNFTError is a result, so that one item fails alone; anything else is raised.
-    """
-
-    def one(item: Item) -> Result | OmniNFTError:
-        try:
-            return work(item)
-        except OmniNFTError as error:
-            return error
-
-    if workers <= 1 or len(items) <= 1:
-        return [one(item) for item in items]
-    with ThreadPoolExecutor(min(workers, len(items)), thread_name_prefix="prepare") as pool:
-        return list(pool.map(one, items))
 
 
 def prompt_text(clip: Clip, field: Input) -> str:

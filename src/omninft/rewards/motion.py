@@ -8,7 +8,7 @@ motion to any flow: weigh it against a reward of steadiness or quality.
 
 from __future__ import annotations
 
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.flow import checked_shrink, flow_facts

@@ -41,7 +41,7 @@ REWARDS: dict[str, str] = {
     "speech": "omninft.rewards.speech:SpeechReward",
     "flicker": "omninft.rewards.flicker:FlickerReward",
     "motion": "omninft.rewards.motion:MotionReward",
-    "remote": "omninft.rewards.remote:RemoteReward",
+    "remote": "omninft.service.reward:RemoteReward",
     "world": "omninft.rewards.world:WorldReward",
     "world_held_out": "omninft.rewards.world_held_out:WorldHeldOut",
 }

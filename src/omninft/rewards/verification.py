@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.config import RewardConfig
-from omninft.decode.media import read_clip, write_clip, write_wav
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.scorers.weights import JudgingModel, file_sha256, weights_folder
 from omninft.types import Clip, Finding, OmniNFTError, Prompt

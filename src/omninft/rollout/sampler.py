@@ -34,7 +34,7 @@ class RolloutSampler:
     """Samples prompt groups with one adapter of a policy.
 
     Args:
-        policy: see `omninft.models.policy.LTX2Policy`.
+        policy: see `omninft.models.ltx2.LTX2Policy`.
         sampling: steps, guidance and sizes.
         recorder: records V2A attention during `record_steps`, in conditional passes only; None records nothing.
         read_frame: (path, height, width) -> uint8 [H, W, 3]; needed where prompts give a first frame.

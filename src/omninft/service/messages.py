@@ -24,7 +24,7 @@ import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import save
 
-from omninft.decode.media import read_clip, write_clip
+from omninft.clips.media import read_clip, write_clip
 from omninft.types import Clip, OmniNFTError, Prompt
 
 LONGEST_TIMEOUT = 86_400.0  # s that a client may ask a server to wait

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from omninft.clip_files import CHUNK_CLIPS, VIDEO_ENDINGS, Journal, decoded_chunks, file_stamp
+from omninft.clips.journal import Journal, file_stamp
+from omninft.clips.media import read_clip
+from omninft.clips.workers import CHUNK_CLIPS, VIDEO_ENDINGS, decoded_chunks
 from omninft.config import RewardConfig
-from omninft.decode.media import read_clip
-from omninft.distributed.processes import available_cores
+from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.prompt_table import PROMPT_ENDINGS, read_prompt_rows
 from omninft.rewards.registry import build_reward

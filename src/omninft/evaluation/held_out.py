@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from omninft.clips.first_frame import read_first_frame
+from omninft.clips.media import write_clip
 from omninft.config import EvaluationConfig
-from omninft.decode.clips import decode_clips
-from omninft.decode.first_frame import read_first_frame
-from omninft.decode.media import write_clip
+from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
 from omninft.types import Clip, Prompt, PromptGroup, ScoreTable
 

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from omninft.clips.first_frame import read_first_frame
+from omninft.clips.media import write_clip
 from omninft.config import GuidanceConfig, ModelConfig, SamplingConfig
-from omninft.decode.clips import decode_clips
-from omninft.decode.first_frame import read_first_frame
-from omninft.decode.media import write_clip
-from omninft.evaluate import SHOWN_SIDE, spread
+from omninft.evaluation.held_out import SHOWN_SIDE, spread
 from omninft.export.lora import read_lora
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
 from omninft.prompts.sources import WORLD, open_prompts
+from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
 from omninft.types import Prompt, PromptGroup
 

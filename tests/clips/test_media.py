@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from omninft.decode.media import read_clip, read_wav, write_clip, write_png, write_wav
+from omninft.clips.media import read_clip, read_wav, write_clip, write_png, write_wav
 from omninft.types import Clip, OmniNFTError, Prompt
 
 PROMPT = Prompt("rain-1", "rain", "rain", "rain rain")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from omninft.metrics import MetricsLog, frame_strip, read_metrics
+from omninft.runs.metrics import MetricsLog, frame_strip, read_metrics
 from omninft.types import Clip, OmniNFTError, Prompt
 
 

@@ -1,49 +1,14 @@
-"""Long work over clip files: decoded in chunks that fit the memory, finished rows kept on disk."""
+"""Long work over clip files: finished rows kept on disk, so that whatever ends the work, it goes on from there."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from omninft.rewards.model_reward import in_workers
-from omninft.types import Clip, OmniNFTError
-
-VIDEO_ENDINGS = (".mp4", ".webm", ".mov", ".mkv", ".m4v", ".avi")
-CHUNK_CLIPS = 32  # scored together
-CHUNK_BYTES = 2**30  # of decoded frames held at a time
-
-Item = TypeVar("Item")
-
-
-def decoded_chunks(
-    items: Sequence[Item],
-    read: Callable[[Item], Clip],
-    workers: int,
-    max_clips: int = CHUNK_CLIPS,
-    max_bytes: int = CHUNK_BYTES,
-) -> Iterator[list[tuple[Item, Clip | OmniNFTError]]]:
-    """Items with their clips, or with why there is none, decoded by up to `workers` threads.
-
-    The first is decoded alone; from then on as many at a time as fit `max_bytes`, if they are like the largest so far.
-    """
-    chunk: list[tuple[Item, Clip | OmniNFTError]] = []
-    held, start, width, largest = 0, 0, 1, 0
-    while start < len(items):
-        some = items[start : start + width]
-        for item, clip in zip(some, in_workers(read, some, workers), strict=True):
-            chunk.append((item, clip))
-            size = clip.video.nbytes if isinstance(clip, Clip) else 0
-            held, largest = held + size, max(largest, size)
-        start += len(some)
-        width = min(workers, max(1, max_bytes // largest)) if largest else 1
-        if len(chunk) >= max_clips or held >= max_bytes:
-            yield chunk
-            chunk, held = [], 0
-    if chunk:
-        yield chunk
+from omninft.types import OmniNFTError
 
 
 class Journal:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from omninft.config import EvaluationConfig, SamplingConfig
-from omninft.distributed.processes import Processes
-from omninft.evaluate import EvaluationScores, Evaluator, evaluation_groups, load_scores, save_scores, spread
-from omninft.models.policy import LTX2Policy
+from omninft.distributed import Processes
+from omninft.evaluation.held_out import EvaluationScores, Evaluator, evaluation_groups, load_scores, save_scores, spread
+from omninft.models.ltx2 import LTX2Policy
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, Prompt, ScoreTable
 from omninft.worlds.wording import world_prompts

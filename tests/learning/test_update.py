@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from omninft.config import ObjectiveConfig, OptimiserConfig, SamplingConfig, SigmasConfig
-from omninft.distributed.processes import Processes
-from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, stream_of, training_sigmas
+from omninft.distributed import Processes
+from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay, stream_of, training_sigmas
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup
 from tests.random_models import make_policy

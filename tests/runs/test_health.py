@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omninft.health import HealthCheck
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
+from omninft.runs.health import HealthCheck
 from omninft.types import OmniNFTError
 from tests.random_models import make_policy
 

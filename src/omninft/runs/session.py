@@ -18,29 +18,29 @@ import torch
 import yaml
 
 from omninft.checkpoint.store import CheckpointStore, ensure_writable, flatten_optimizer, restore_optimizer
+from omninft.clips.first_frame import read_first_frame
 from omninft.config import Config, load_config
 from omninft.credit.assignment import Credit, assign_credit, surgery_schedules, weigh_regions
 from omninft.credit.regions import attention_column_sums, collection_steps
 from omninft.credit.surgery import GradientSurgery
-from omninft.decode.clips import decode_clips
-from omninft.decode.first_frame import read_first_frame
-from omninft.display import Display
-from omninft.distributed.processes import Processes, available_cores
-from omninft.evaluate import EvaluationScores, Evaluator, save_scores
+from omninft.distributed import Processes, available_cores
+from omninft.evaluation.held_out import EvaluationScores, Evaluator, save_scores
 from omninft.evaluation.paired import Group, Measure, PairedTable, compare_paired
 from omninft.export.lora import export_lora
 from omninft.gallery.report import write_report
-from omninft.health import HealthCheck
-from omninft.metrics import Level, MetricsLog
-from omninft.models.attention import V2ARecorder
-from omninft.models.policy import LTX2Policy
-from omninft.policy.update import PolicyUpdate, TrainingBatch, old_decay, training_sigmas
+from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay, training_sigmas
+from omninft.models.ltx2 import LTX2Policy
+from omninft.models.recording import V2ARecorder
 from omninft.prompts.prompt_set import PromptSet, require_disjoint
 from omninft.prompts.sampler import GroupSampler
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.rewards.runner import RewardRunner
+from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
+from omninft.runs.display import Display
+from omninft.runs.health import HealthCheck
+from omninft.runs.metrics import Level, MetricsLog
 from omninft.types import (
     Clip,
     Conditioning,

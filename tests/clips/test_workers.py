@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omninft.clip_files import Journal, decoded_chunks, file_stamp
+from omninft.clips.journal import Journal, file_stamp
+from omninft.clips.workers import decoded_chunks
 from omninft.types import Clip, OmniNFTError, Prompt
 
 

@@ -10,8 +10,8 @@ from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_em
 
 from omninft.config import SamplingConfig
 from omninft.credit.regions import attention_column_sums
-from omninft.models.attention import V2ARecorder
-from omninft.models.policy import LTX2Policy
+from omninft.models.ltx2 import LTX2Policy
+from omninft.models.recording import V2ARecorder
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
 from tests.random_models import groups, make_policy

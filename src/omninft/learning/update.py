@@ -66,7 +66,7 @@ class PolicyUpdate:
     """Optimiser and objective of the current policy.
 
     Args:
-        policy: see `omninft.models.policy.LTX2Policy`.
+        policy: see `omninft.models.ltx2.LTX2Policy`.
         surgery: active during backwards (a context manager), or None.
         video_loss_only: surgery acts on the video loss alone, at the price of a second backward.
     """

@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self, TextIO
 import numpy as np
 import yaml
 
+from omninft.files import json_object, read_json_lines
 from omninft.types import Clip, OmniNFTError
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
@@ -151,29 +152,7 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     A last line that a killed process cut short is left out. Raises OmniNFTError, with the line's number, for any
     other line that is not a JSON object.
     """
-    path = Path(run_dir) / FILE_NAME
-    if not path.is_file():
-        return []
-    *lines, last = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = _parsed(line)
-        if row is None:
-            raise OmniNFTError(f"{path}, line {number}: expected a JSON object, found {line[:60]!r}")
-        rows.append(row)
-    # Without its line end a line is whole only if it parses: the process may have been killed inside the write.
-    unfinished = _parsed(last)
-    return rows if unfinished is None else [*rows, unfinished]
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+    return read_json_lines(Path(run_dir) / FILE_NAME)
 
 
 def _mend_last_line(path: Path) -> None:
@@ -185,7 +164,7 @@ def _mend_last_line(path: Path) -> None:
         return
     start = content.rfind(b"\n") + 1
     with path.open("r+b") as file:
-        if _parsed(content[start:]) is None:
+        if json_object(content[start:]) is None:
             file.truncate(start)
         else:
             file.seek(0, os.SEEK_END)

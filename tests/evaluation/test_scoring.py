@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from omninft.clips.media import write_clip
 from omninft.config import RewardConfig
-from omninft.decode.media import write_clip
-from omninft.scoring import FileScores, ScoreResult, score_files
+from omninft.evaluation.scoring import FileScores, ScoreResult, score_files
 from omninft.types import Clip, OmniNFTError, Prompt
 
 seen: list[str] = []
@@ -118,8 +118,8 @@ def test_tables_hold_the_same_numbers(ending: str, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_table_goes_on_where_it_stopped(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("omninft.scoring.CHUNK_CLIPS", 1)
-    monkeypatch.setattr("omninft.scoring.available_cores", lambda: 1)
+    monkeypatch.setattr("omninft.evaluation.scoring.CHUNK_CLIPS", 1)
+    monkeypatch.setattr("omninft.evaluation.scoring.available_cores", lambda: 1)
     output = tmp_path / "scores.csv"
     fail_on.add("2")
     with pytest.raises(KeyboardInterrupt):

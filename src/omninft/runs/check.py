@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omninft.checkpoint.store import ensure_writable
 from omninft.config import Config
-from omninft.run import (
+from omninft.runs.session import (
     RUN_BYTES,
     Run,
     build_rewards,
