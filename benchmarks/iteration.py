@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 from omninft.config import Config, load_config
-from omninft.credit.assignment import assign_credit, surgery_schedules, weigh_regions
-from omninft.credit.regions import attention_column_sums, collection_steps
+from omninft.credit.protocol import CreditContext, CreditOptions
 from omninft.credit.surgery import GradientSurgery
 from omninft.distributed import Processes, available_cores
-from omninft.learning.update import PolicyUpdate, TrainingBatch, training_sigmas
+from omninft.learning.update import PolicyUpdate, TrainingBatch
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.recording import V2ARecorder
+from omninft.objectives.protocol import ObjectiveContext, ObjectiveOptions
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.rollout.decode import decode_clips
-from omninft.rollout.sampler import RolloutSampler, batches
-from omninft.runs.session import join_rollouts, peak_memory_gb
-from omninft.types import PromptGroup, ScoreTable
+from omninft.rollout.clips import decode_clips
+from omninft.rollout.sampler import RolloutSampler, batches, collection_steps
+from omninft.runs.build import peak_memory_gb
+from omninft.types import PromptGroup, Rollout, ScoreTable
 
 STAGES = ("sampling", "decode", "rewards", "update")
 
@@ -50,10 +50,6 @@ def whole_maps(query: Tensor, key: Tensor, value: Tensor | None) -> Tensor:
     return maps.to("cpu", copy=True).mean(1).sum(1)
 
 
-def our_sums(query: Tensor, key: Tensor, value: Tensor | None) -> Tensor:
-    return attention_column_sums(query, key)
-
-
 class Loop:
     """One way of running an iteration."""
 
@@ -62,21 +58,27 @@ class Loop:
         self.policy = LTX2Policy.load(config.model, config.seed)
         if plain:
             take_off_optimisations(self.policy)
-        recorder = V2ARecorder(self.policy.blocks, whole_maps if plain else our_sums)
-        steps = collection_steps(config.sampling.num_steps, config.credit.regions.window)
-        self.sampler = RolloutSampler(self.policy, config.sampling, recorder, steps)
+        assert isinstance(config.credit, CreditOptions)
+        assert isinstance(config.objective, ObjectiveOptions)
+        geometry = self.policy.geometry(config.sampling)
+        blocks = len(self.policy.blocks)
+        self.credit = config.credit.build(CreditContext(blocks, geometry.latent_frames, 1, config.seed, Processes()))
+        objective = config.objective.build(ObjectiveContext(geometry, config.seed))
+        (recording,) = self.credit.needs.recordings
+        recorder = V2ARecorder(self.policy.blocks, whole_maps if plain else None)
+        steps = collection_steps(config.sampling.num_steps, recording.window)
+        self.sampler = RolloutSampler(self.policy, config.sampling, recorders=[(recorder, steps)])
         self.overlap = not plain
         self.runner = RewardRunner([build_reward(r) for r in config.rewards])
-        video, audio = surgery_schedules(config.credit.surgery, len(self.policy.blocks))
+        self.surgery = GradientSurgery(self.policy.sites, (1.0,) * blocks)
         self.update = PolicyUpdate(
             self.policy,
-            self.sampler.geometry,
-            config.objective.model_copy(update={"micro_batch": batch_size}),
-            config.optimiser,
-            training_sigmas(config.objective.sigmas, self.sampler.sigmas),
-            config.seed,
+            geometry,
+            objective,
+            config.optimiser.model_copy(update={"micro_batch": batch_size}),
+            self.sampler.sigmas,
             Processes(),
-            GradientSurgery(self.policy.blocks, video, audio),
+            self.surgery,
         )
 
     def run(self, groups: list[PromptGroup], iteration: int) -> dict[str, float]:
@@ -97,12 +99,16 @@ class Loop:
             pending.append(self.runner.submit(clips)) if self.overlap else waiting.append(clips)
         tables = [timed("rewards", future.result) for future in pending]
         tables += [timed("rewards", self.runner.score, clips) for clips in waiting]
-        credit = assign_credit(ScoreTable.cat(tables), groups, self.config.credit.advantage, 0, iteration)
-        rollout = join_rollouts(rollouts)
-        omega = weigh_regions(rollout, self.config.credit.regions, self.sampler.geometry.latent_frames, 1, 1)
-        lessons = TrainingBatch(rollout, credit.advantages, omega, credit.num_valid)
+        advantages = self.credit.assign(ScoreTable.cat(tables), groups, iteration)
+        rollout = Rollout.cat(rollouts)
+        scales = self.credit.gradient_scales(rollout)
+        assert scales is not None
+        self.surgery.set_schedules(scales.a2v, scales.v2a)
+        branches = self.credit.combine(advantages, None, iteration)
+        num_valid = int(branches.video_valid.sum()), int(branches.audio_valid.sum())
+        lessons = TrainingBatch(rollout, branches, self.credit.weigh(rollout, iteration), num_valid)
         timed("update", self.update.run, lessons, iteration)
-        self.policy.adapters.mix_old(0.0)
+        self.policy.adapters.mix(0.0)
         return seconds
 
 

@@ -19,9 +19,9 @@ from omninft.config import load_config
 from omninft.evaluation.held_out import load_scores
 from omninft.evaluation.paired import Estimate, Measure, compare_paired, difference_of_differences
 from omninft.gallery.figures import Series, line_chart
+from omninft.runs.build import build_rewards
 from omninft.runs.display import ConsoleDisplay
 from omninft.runs.metrics import read_metrics
-from omninft.runs.session import build_rewards
 from omninft.train import train
 
 CURVES = ("video_quality", "video_text", "audio_quality", "audio_text", "sync")

@@ -36,7 +36,7 @@ from omninft.config import RewardConfig
 from omninft.distributed import available_cores
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.runs.session import peak_memory_gb
+from omninft.runs.build import peak_memory_gb
 from omninft.scorers.clap import CLAPScorer
 from omninft.scorers.clip import CLIPScorer
 from omninft.scorers.synchformer import DeSyncScorer, Synchformer, SynchformerConfig

@@ -30,7 +30,7 @@ def test_defaults_are_the_papers() -> None:
 def test_a_recipe_differs_from_its_base_in_its_own_keys_only() -> None:
     ours, gdpo = load_config("omninft"), load_config("gdpo")
     changed = {k for k, v in gdpo.fingerprint().items() if v != ours.fingerprint()[k]}
-    assert changed == {"credit.advantage.method", "credit.surgery.enabled", "credit.regions.enabled"}
+    assert changed == {"credit.kind", "credit.surgery.enabled", "credit.regions.enabled"}
 
 
 def test_overrides_are_typed() -> None:
@@ -47,7 +47,10 @@ def test_overrides_are_typed() -> None:
         ("optimizer.learning_rate=1", r"unknown key 'optimizer', did you mean 'optimiser'"),
         ("run.iterations=0", r"run\.iterations: .*greater than or equal to 1; found 0"),
         ("run.iterations", r"expected key=value"),
-        ("credit.advantage.method=grpo", r"credit\.advantage\.method: .*'omninft', 'gdpo' or 'global'; found 'grpo'"),
+        ("credit.kind=grpo", r"credit\.kind: found 'grpo', did you mean 'gdpo'\?; expected one of omninft, gdpo"),
+        ("credit.advantage.method=gdpo", r"credit\.advantage: .* credit\.advantage\.method is credit\.kind"),
+        ("objective.micro_batch=2", r"objective\.micro_batch: .*optimiser\.micro_batch"),
+        ("objective.beta_=2", r"unknown key 'objective\.beta_', did you mean 'beta'"),
         ("objective.sigmas.choice=list", r"needs values in \(0, 1\]"),
         ("credit.regions.window=[0.9, 0.5]", r"window must rise"),
     ],
@@ -65,7 +68,7 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
 def test_files(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: gdpo\nrun: {iterations: 7}\n")
     config = load_config(str(tmp_path / "mine.yaml"))
-    assert (config.recipe, config.run.iterations, config.credit.advantage.method) == ("mine", 7, "gdpo")
+    assert (config.recipe, config.run.iterations, config.credit.kind) == ("mine", 7, "gdpo")
     (tmp_path / "bad.yaml").write_text("a: [1,\n")
     with pytest.raises(OmniNFTError, match="not valid YAML"):
         load_config(str(tmp_path / "bad.yaml"))

@@ -28,10 +28,7 @@ JOINERS = ("service", "pretrain", "evaluation", "gallery", "runs", "diagnose", "
 FACES = ("train", "commands", "cli")
 
 # (importing module, imported module): arrows that stand for now, each with its reason. The list only shrinks.
-EXCEPTIONS: set[tuple[str, str]] = {
-    ("learning.update", "objectives.negative_aware"),  # until objectives have a protocol
-    ("pretrain.card", "evaluation.held_out"),  # until there is one loop from groups to clips
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 
 
 def place(module: str) -> tuple[str, str]:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from omninft.config import Config, build_config, load_config
 from omninft.models.loading import CLIP_FILE
+from omninft.runs.build import build_rewards
 from omninft.runs.metrics import read_metrics
-from omninft.runs.session import build_rewards
 from omninft.train import train
 from omninft.types import Clip, OmniNFTError
 from tests.random_models import random_pipeline
@@ -58,8 +58,8 @@ def small_config(model: Path, runs: Path, **changes: Any) -> Config:
             {"name": "tests.test_train:brightness", "route": "video"},
             {"name": "tests.test_train:loudness", "route": "audio"},
         ],
-        "objective": {"sigmas": {"choice": "spread", "count": 2}, "step_per": "sigma", "micro_batch": 4},
-        "optimiser": {"learning_rate": 1e-3},
+        "objective": {"sigmas": {"choice": "spread", "count": 2}},
+        "optimiser": {"learning_rate": 1e-3, "step_per": "sigma", "micro_batch": 4},
         # A warm-up that is a share of the run would differ between a run of 4 and one of 8.
         "credit": {"regions": {"warmup": 3.0}},
         "evaluation": {"every": 0, "test_clips": 0},
@@ -287,7 +287,7 @@ def test_a_given_first_frame_is_kept_and_the_rest_learns(model: Path, tmp_path: 
 
 def test_division_errors_name_what_would_do(model: Path, tmp_path: Path) -> None:
     with pytest.raises(OmniNFTError, match=r"8 clips .*micro_batch 3 does not divide; 2 would"):
-        train(small_config(model, tmp_path, objective__micro_batch=3))
+        train(small_config(model, tmp_path, optimiser__micro_batch=3))
 
 
 def test_rewards_whose_weights_are_missing_stop_a_run_before_it_begins() -> None:

@@ -8,15 +8,19 @@ otherwise stands in its recipes.
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
+import importlib
 import json
+import os
+import sys
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
 from omninft.types import OmniNFTError, Route
 
@@ -48,8 +52,6 @@ class ModelConfig(Frozen):
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; auto: float32 on cpu, else bfloat16
     gradient_checkpointing: bool = False
-    # Cross-attention modulation reads the other stream's sigma; None reads it from the checkpoint's version.
-    use_cross_timestep: bool | None = None
     max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
 
@@ -99,89 +101,28 @@ class RewardConfig(Frozen):
     time_limit: Annotated[float, Field(gt=0)] | None = None  # s for one batch of clips; past it they are missing
 
 
-class AdvantageConfig(Frozen):
-    """Scores to branch advantages (METHOD: modality-wise routing)."""
+class MethodOptions(Frozen):
+    """Options of a credit or an objective. The class lies in the method's own file, and `kind` names it."""
 
-    method: Literal["omninft", "gdpo", "global"] = "omninft"
-    std: Literal["global", "group"] = "global"
-    final_batch_norm: bool = False
-    shuffle: bool = False  # placebo control: advantages permuted inside their group
+    kind: str
 
 
-class SurgeryRangeConfig(Frozen):
-    """Blocks from `start` to `stop` (exclusive), numbers or shares of the depth, and their gradient scale."""
-
-    start: int | float
-    stop: int | float
-    scale: Annotated[float, Field(ge=0)]
-
-
-class SurgeryConfig(Frozen):
-    """Layer-wise gradient surgery on what the video loss sends into the audio stream."""
-
-    enabled: bool = True
-    schedule: tuple[SurgeryRangeConfig, ...] | None = None  # None: the reference schedule as shares of the depth
-    audio_schedule: tuple[SurgeryRangeConfig, ...] | None = None  # V2A, off in the paper
-    target: Literal["input", "projection"] = "input"
-    scope: Literal["all", "video_loss_only"] = "all"
-
-
-class RegionsConfig(Frozen):
-    """Region-wise weights of the video loss from V2A attention."""
-
-    enabled: bool = True
-    method: Literal["minmax", "zscore_sigmoid", "top_share"] = "minmax"
-    strength: float = 1.5  # lambda of minmax, w_max of the other two
-    warmup: float = 0.1  # share of the run over which the strength rises; above 1: iterations
-    window: tuple[Share, Share] = (0.5, 0.9)  # of the denoising steps
-    first_block: int | float = 0  # blocks from here on; a float is a share of the depth
-    rope: bool = True
-    value_weighted: bool = False
-
-    @model_validator(mode="after")
-    def _window_is_ordered(self) -> RegionsConfig:
-        if self.window[0] >= self.window[1]:
-            raise ValueError(f"window must rise, found {list(self.window)}, expected something like [0.5, 0.9]")
-        return self
-
-
-class CreditConfig(Frozen):
-    """The three levels at which credit is assigned."""
-
-    advantage: AdvantageConfig = AdvantageConfig()
-    surgery: SurgeryConfig = SurgeryConfig()
-    regions: RegionsConfig = RegionsConfig()
-
-
-class SigmasConfig(Frozen):
-    """Which of the sampling sigmas the loss is taken at."""
-
-    choice: Literal["first_fraction", "spread", "list"] = "first_fraction"
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # first_fraction
-    count: Positive = 4  # spread: evenly spaced over the sampling schedule
-    values: tuple[float, ...] = ()  # list
-
-    @model_validator(mode="after")
-    def _list_has_values(self) -> SigmasConfig:
-        if self.choice == "list" and (not self.values or any(not 0 < s <= 1 for s in self.values)):
-            raise ValueError(f"choice: list needs values in (0, 1], found {list(self.values)}")
-        return self
-
-
-class ObjectiveConfig(Frozen):
-    """Negative-aware loss (DiffusionNFT) of both branches."""
-
-    beta: Annotated[float, Field(gt=0)] = 1.0
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
-    detach_weight: bool = True
-    reference_weight: Annotated[float, Field(ge=0)] = 1e-4
-    reference_space: Literal["x0", "velocity"] = "x0"
-    video_weight: Annotated[float, Field(ge=0)] = 1.0
-    audio_weight: Annotated[float, Field(ge=0)] = 1.0
-    sigmas: SigmasConfig = SigmasConfig()
-    # "sigma": one optimiser step per sigma over all clips; "iteration": one for everything (reference code).
-    step_per: Literal["sigma", "iteration"] = "iteration"
-    micro_batch: Positive = 32  # clips
+# What `kind` stands for: the options class, which is imported when a config names it. "package.module:Options" names
+# one of the user's own. A kind that shares its class with another differs from it in the value of `kind` alone.
+METHODS: dict[str, dict[str, str]] = {
+    "credit": {
+        "omninft": "omninft.credit.combine:CombineOptions",
+        "gdpo": "omninft.credit.combine:CombineOptions",
+        "global": "omninft.credit.combine:CombineOptions",
+        "marble": "omninft.credit.marble:MarbleOptions",
+        "arr": "omninft.credit.responses:ResponseOptions",
+    },
+    "objective": {
+        "negative_aware": "omninft.objectives.negative_aware:NegativeAwareOptions",
+        "flow_grpo": "omninft.objectives.flow_grpo:FlowGRPOOptions",
+    },
+}
+DEFAULT_KINDS = {"credit": "omninft", "objective": "negative_aware"}
 
 
 class OptimiserConfig(Frozen):
@@ -193,6 +134,19 @@ class OptimiserConfig(Frozen):
     weight_decay: float = 1e-4
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    # "sigma": one optimiser step per sigma over all clips; "iteration": one for everything (reference code).
+    step_per: Literal["sigma", "iteration"] = "iteration"
+    micro_batch: Positive = 32  # clips
+
+
+class EvaluationSamplingConfig(SamplingConfig):
+    """How evaluations sample. Sizes and batch left out are those of `sampling`."""
+
+    num_steps: Positive = 40
+    video_guidance: GuidanceConfig = GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7)
+    audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
+    stg_blocks: tuple[int, ...] = (29,)
+    batch_size: Positive | None = None  # type: ignore[assignment]
 
 
 class EvaluationConfig(Frozen):
@@ -203,12 +157,7 @@ class EvaluationConfig(Frozen):
     test_clips: Annotated[int, Field(ge=0)] = 256  # base against trained, at the end
     shown_clips: Annotated[int, Field(ge=0)] = 8  # written as mp4 for the report
     seed: int = 1_000_003  # keys the evaluation noise, apart from the training seed
-    sampling: SamplingConfig = SamplingConfig(
-        num_steps=40,
-        video_guidance=GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7),
-        audio_guidance=GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7),
-        stg_blocks=(29,),
-    )
+    sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
 
 
 class RunConfig(Frozen):
@@ -243,12 +192,20 @@ class Config(Frozen):
     )
     rewards: tuple[RewardConfig, ...] = (RewardConfig(name="world"),)
     held_out: tuple[RewardConfig, ...] = ()  # measured at evaluations, never trained on
-    credit: CreditConfig = CreditConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    credit: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: default_options("credit"))
+    objective: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: default_options("objective"))
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
     distributed: DistributedConfig = DistributedConfig()
+
+    @property
+    def evaluation_sampling(self) -> SamplingConfig:
+        """How evaluations sample, with what they leave out taken from `sampling`."""
+        own = self.evaluation.sampling
+        names = ("num_frames", "height", "width", "frame_rate", "batch_size")
+        taken = {n: getattr(self.sampling, n) for n in names if getattr(own, n) is None}
+        return SamplingConfig(**{n: getattr(own, n) for n in SamplingConfig.model_fields} | taken)
 
     @property
     def clips_per_iteration(self) -> int:
@@ -275,6 +232,69 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+# Keys of earlier versions, and where what they said is said now.
+RENAMED = {
+    "credit.advantage": (
+        "credit.advantage.method is credit.kind; std, final_batch_norm and shuffle stand in credit itself"
+    ),
+    "objective.micro_batch": "optimiser.micro_batch",
+    "objective.step_per": "optimiser.step_per",
+    "model.use_cross_timestep": "it is gone, and always on, as in every LTX-2 pipeline",
+}
+
+
+def import_object(path: str, where: str) -> Any:
+    """The object at "package.module:name"; the working directory is on the import path.
+
+    Raises:
+        OmniNFTError: the import fails, or the module has no such name (with the nearest one).
+    """
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may raise anything while it is imported
+        raise OmniNFTError(
+            f"{where}: cannot import {module_name!r} from {os.getcwd()} or the installed packages: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, name):
+        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise OmniNFTError(f"{where}: {module_name} has no {name!r}{_nearest(name, public)}")
+    return getattr(module, name)
+
+
+def options_class(part: str, kind: object) -> type[MethodOptions]:
+    """The options class that `kind` stands for in "credit" or "objective".
+
+    Raises:
+        OmniNFTError: an unknown kind (with the nearest one), or a path to something else than an options class.
+    """
+    known = METHODS[part]
+    if not isinstance(kind, str) or not (kind in known or ":" in kind):
+        near = _nearest(str(kind), list(known))
+        raise OmniNFTError(
+            f"{part}.kind: found {kind!r}{near}; expected one of {', '.join(known)}, or package.module:Options"
+        )
+    found = import_object(known.get(kind, kind), f"{part}.kind {kind!r}")
+    if not (isinstance(found, type) and issubclass(found, MethodOptions)):
+        raise OmniNFTError(f"{part}.kind {kind!r} is no options class: expected a subclass of MethodOptions")
+    return found
+
+
+def default_options(part: str, kind: str | None = None) -> MethodOptions:
+    """The options of a kind as they are when nothing is given."""
+    kind = kind or DEFAULT_KINDS[part]
+    return options_class(part, kind)(kind=kind)
+
+
+@functools.cache
+def _config_class(credit: type[MethodOptions], objective: type[MethodOptions]) -> type[Config]:
+    """`Config` whose methods are of these classes, so that errors name their keys."""
+    return create_model("Config", __base__=Config, credit=(credit, ...), objective=(objective, ...))
+
+
 def recipe_names() -> list[str]:
     """Names of the shipped recipes."""
     return sorted(p.name[:-5] for p in resources.files("omninft.recipes").iterdir() if p.name.endswith(".yaml"))
@@ -291,7 +311,7 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> Config:
     tree = _read_recipe(recipe, seen=())
     tree.setdefault("recipe", Path(recipe).stem)
     for override in overrides or []:
-        _apply(tree, override)
+        tree = _merge(tree, _parse_override(override))
     return build_config(tree, where=f"recipe {recipe}")
 
 
@@ -320,25 +340,27 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     return _merge(_read_recipe(base, (*seen, recipe)), tree) if base else tree
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`base` with what `over` names changed, mapping by mapping, and nothing else.
+
+    A method of another options class takes the place of the base's: their keys mean different things.
+    """
     merged = dict(base)
     for key, value in over.items():
+        here = (*path, key)
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        if both and len(here) == 1 and key in METHODS and "kind" in value:
+            was = merged[key].get("kind", DEFAULT_KINDS[key])
+            both = options_class(key, was) is options_class(key, value["kind"])
+        merged[key] = _merge(merged[key], value, here) if both else value
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _parse_override(override: str) -> dict[str, Any]:
+    """The tree that `key.key=value` names."""
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise OmniNFTError(f"override {override!r}: expected key=value, e.g. optimiser.learning_rate=1e-4")
-    *path, last = key.split(".")
-    node = tree
-    for part in path:
-        child = node.setdefault(part, {})
-        if isinstance(child, list) and part != last:
-            raise OmniNFTError(f"override {override!r}: {part} is a list; override it whole, as {part}=[...]")
-        node = child
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -347,22 +369,46 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         # YAML 1.1 reads 1e-4 as text; people mean a number.
         with suppress(ValueError):
             parsed = float(parsed)
-    node[last] = parsed
+    path = key.split(".")
+    for part in ("rewards", "held_out"):
+        if path[0] == part and len(path) > 1:
+            raise OmniNFTError(f"override {override!r}: {part} is a list; override it whole, as {part}=[...]")
+    for part in reversed(path):
+        parsed = {part: parsed}
+    return parsed
 
 
 def build_config(tree: dict[str, Any], where: str = "config") -> Config:
-    """Validate a plain mapping. Errors name the key, what was found and what was expected."""
+    """Validate a plain mapping; what it leaves out is as in the defaults, key by key.
+
+    Raises:
+        OmniNFTError: it names the key, what was found and what was expected.
+    """
+    tree = _numbers(tree)
+    kinds = {part: _kind_of(tree, part) for part in METHODS}
+    classes = {part: options_class(part, kind) for part, kind in kinds.items()}
+    defaults = Config().model_dump(mode="json") | {
+        part: default_options(part, kind).model_dump(mode="json") for part, kind in kinds.items()
+    }
     try:
-        return Config.model_validate(_numbers(tree))
+        return _config_class(classes["credit"], classes["objective"]).model_validate(_merge(defaults, tree))
     except ValidationError as error:
         lines = []
         for e in error.errors():
             key = ".".join(str(p) for p in e["loc"])
-            if e["type"] == "extra_forbidden":
-                lines.append(f"unknown key {key!r}{_nearest(str(e['loc'][-1]), _known_keys(e['loc'][:-1]))}")
+            if key in RENAMED:
+                lines.append(f"{key}: this key of earlier versions is now: {RENAMED[key]}")
+            elif e["type"] == "extra_forbidden":
+                known = _known_keys(e["loc"][:-1], classes)
+                lines.append(f"unknown key {key!r}{_nearest(str(e['loc'][-1]), known)}")
             else:
                 lines.append(f"{key}: {e['msg']}; found {e['input']!r}")
         raise OmniNFTError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _kind_of(tree: dict[str, Any], part: str) -> Any:
+    given = tree.get(part)
+    return given.get("kind", DEFAULT_KINDS[part]) if isinstance(given, dict) else DEFAULT_KINDS[part]
 
 
 def _numbers(tree: Any) -> Any:
@@ -379,10 +425,13 @@ def _numbers(tree: Any) -> Any:
     return tree
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], classes: dict[str, type[MethodOptions]]) -> list[str]:
     node: type[BaseModel] = Config
-    for part in location:
+    for depth, part in enumerate(location):
         if isinstance(part, int):
+            continue
+        if depth == 0 and part in classes:
+            node = classes[str(part)]
             continue
         annotation = node.model_fields[str(part)].annotation
         candidates = [annotation, *getattr(annotation, "__args__", ())]

@@ -6,10 +6,31 @@ import hashlib
 import json
 import operator
 from collections.abc import Sequence
+from enum import IntEnum, StrEnum
 from typing import SupportsIndex
 
 import torch
 from torch import Tensor
+
+
+class Purpose(StrEnum):
+    """What noise is for: no two purposes share it."""
+
+    SAMPLE_VIDEO = "sample_video"  # initial latents of a clip
+    SAMPLE_AUDIO = "sample_audio"
+    TRAIN_VIDEO = "train_video"  # noise on clean latents, numbered by the round it is for
+    TRAIN_AUDIO = "train_audio"
+    SDE_VIDEO = "sde_video"  # of a stochastic solver, numbered by its step
+    SDE_AUDIO = "sde_audio"
+
+
+class Occasion(IntEnum):
+    """Stands where the iteration stands for clips that no iteration trains on: nothing shares noise with training."""
+
+    DEV = -1
+    TEST = -2
+    SAMPLE = -3
+    BENCHMARK = -4
 
 
 def noise_seed(
@@ -27,19 +48,26 @@ def noise_seed(
 
 
 def keyed_normal(
-    keys: Sequence[tuple[str, int]], shape: tuple[int, ...], seed: int, iteration: int, purpose: str
+    keys: Sequence[tuple[str, int]],
+    shape: tuple[int, ...],
+    seed: int,
+    iteration: int,
+    purpose: Purpose,
+    number: int | None = None,
 ) -> Tensor:
     """Standard normal noise [len(keys), *shape], float32 on the CPU, one row per (prompt id, sample).
 
-    Each row is drawn by a generator of its own, seeded with `noise_seed`: it depends on its key, on `shape` and on
-    nothing else, so neither the order or size of a batch nor the rank or number of processes changes a clip.
-    Drawn on the CPU because device generators differ between devices; between CPU models the last bit can differ.
+    `number` tells apart the rounds or steps of one purpose. Each row is drawn by a generator of its own, seeded with
+    `noise_seed`: it depends on its key, on `shape` and on nothing else, so neither the order or size of a batch nor the
+    rank or number of processes changes a clip. Drawn on the CPU because device generators differ between devices;
+    between CPU models the last bit can differ.
 
     PyTorch's CPU generator reads the low 32 bits of a seed. Two given keys thus share their noise with probability
     2^-32, about 1e-7 for some pair among the 32 clips of an iteration.
     """
+    name = str(purpose) if number is None else f"{purpose}_{number}"
     rows = torch.empty((len(keys), *shape), dtype=torch.float32)
     for row, (prompt_id, sample) in zip(rows, keys, strict=True):
-        generator = torch.Generator().manual_seed(noise_seed(seed, iteration, prompt_id, sample, purpose))
+        generator = torch.Generator().manual_seed(noise_seed(seed, iteration, prompt_id, sample, name))
         row.copy_(torch.randn(shape, generator=generator, dtype=torch.float32))
     return rows

@@ -11,7 +11,8 @@ from pathlib import Path
 from omninft.config import Config
 from omninft.evaluation.paired import PairedTable
 from omninft.runs.display import Display
-from omninft.runs.session import Run, join_rollouts
+from omninft.runs.session import Session
+from omninft.types import Rollout
 
 
 @dataclass(frozen=True)
@@ -35,24 +36,28 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
     Raises:
         OmniNFTError: a config, prompt, reward, checkpoint or disk problem, or a loss that is no longer finite.
     """
-    with Run(config, resume, display, resume=resume is not None) as run:
+    with Session(config, resume, display) as run:
+        parts = run.parts
         if run.iteration == 0:
             run.evaluate_dev("reference")
         for iteration in run.iterations():
-            groups = run.sampler.groups(iteration)
-            rollouts, scores = [], []
-            for batch in run.batches(groups):
-                rollout = run.timed("sampling", run.rollouts.sample, batch, config.seed, iteration, "old")
-                clips = run.timed("decode", run.decode, rollout)
-                scores.append(run.runner.submit(clips))  # scored while the next batch is sampled
+            groups = parts.groups.groups(iteration)
+            rollouts, pending = [], []
+            for rollout, clips in run.roll_out(groups):
+                pending.append(parts.runner.submit(clips))  # scored while the next batch is sampled
                 rollouts.append(rollout)
-            table = run.timed("rewards", run.gather_scores, scores)
-            credit = run.credit(table, groups)
-            lessons = run.training_batch(join_rollouts(rollouts), credit)
-            metrics = run.timed("update", run.update.run, lessons, iteration)
-            run.record(table, credit, metrics)
+            table = run.gather_scores(pending)
+            advantages = parts.credit.assign(table, groups, iteration)
+            lessons = run.lessons(Rollout.cat(rollouts), advantages)
+            metrics = run.learn(lessons)
+            run.record(table, metrics)
             run.move_old()
-        finished = run.iteration >= config.run.iterations
-        table = run.compare_on_test() if finished else None
-        run.finish()
-    return TrainResult(run.folder, run.iteration, finished, table)
+            if run.evaluation_due:
+                run.evaluate_dev()
+            if run.save_due:
+                run.save()
+        comparison = run.compare_on_test() if run.finished else None
+        run.save()
+        run.export()
+        run.report()
+    return TrainResult(run.folder, run.iteration, run.finished, comparison)

@@ -9,7 +9,7 @@ Shape letters used throughout the package:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
@@ -140,6 +140,59 @@ class Conditioning(_Batch):
 
 
 @dataclass(frozen=True)
+class Trajectory(_Batch):
+    """Every state a stochastic solver went through, and how likely each step was under the policy that took it.
+
+    A log-probability is a mean over the tokens that are not given and over channels.
+    """
+
+    video: Tensor  # [B, S + 1, Tv, C] float32, from noise to clean
+    audio: Tensor  # [B, S + 1, Ta, Ca]
+    video_log_prob: Tensor  # [B, S] float32
+    audio_log_prob: Tensor  # [B, S]
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is recorded of the sampling policy, over steps int(window[0] S) to int(window[1] S), both included.
+
+    `v2a_columns`: [B, Tv] float32, how much the sound attends to each video token (column sums of the V2A maps, head
+    mean, mean over blocks and steps). `responses`: norms of the cross-modal outputs before their gates, per block and
+    token, mean over steps: `a2v_responses` [B, blocks, Tv] and `v2a_responses` [B, blocks, Ta].
+    """
+
+    kind: Literal["v2a_columns", "responses"]
+    window: tuple[float, float] = (0.5, 0.9)
+    first_block: int | float = 0  # blocks from here on; a float is a share of the depth
+    rope: bool = True  # v2a_columns: with rotary positions
+    value_weighted: bool = False  # v2a_columns: each key by the norm of its value
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a credit or an objective asks of rollout and update."""
+
+    recordings: tuple[Recording, ...] = ()
+    solver: Literal["ode", "sde"] = "ode"
+    noise_level: float = 0.0  # a of the stochastic solver
+    trajectory: bool = False  # keep every state, with log-probabilities (solver sde)
+    reward_gradients: bool = False  # measure each reward's own gradient before credit is combined
+
+    def __or__(self, other: Needs) -> Needs:
+        stochastic = self if self.solver == "sde" else other
+        return Needs(
+            tuple(dict.fromkeys((*self.recordings, *other.recordings))),
+            stochastic.solver,
+            stochastic.noise_level,
+            self.trajectory or other.trajectory,
+            self.reward_gradients or other.reward_gradients,
+        )
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Clean latents the old policy sampled for a batch of clips, and what was recorded on the way."""
 
@@ -147,16 +200,58 @@ class Rollout:
     latents: Latents
     context: TextContext
     conditioning: Conditioning | None = None
-    # Column sums of the V2A attention of the old policy, [B, Tv] float32, mean over the window's steps and blocks.
-    attention: Tensor | None = None
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)  # name (see `Recording`) -> [B, ...]
+    trajectory: Trajectory | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def __getitem__(self, rows: slice) -> Rollout:
+        """Some clips, with all that belongs to them."""
+        return Rollout(
+            groups=regrouped([(g.prompt, s) for g in self.groups for s in g.samples][rows]),
+            latents=self.latents[rows],
+            context=self.context[rows],
+            conditioning=None if self.conditioning is None else self.conditioning[rows],
+            recorded={name: tensor[rows] for name, tensor in self.recorded.items()},
+            trajectory=None if self.trajectory is None else self.trajectory[rows],
+        )
 
     @property
     def clip_keys(self) -> list[tuple[str, int]]:
         """(prompt id, sample number) per clip."""
         return [(g.prompt.id, s) for g in self.groups for s in g.samples]
+
+    @staticmethod
+    def cat(parts: Sequence[Rollout]) -> Rollout:
+        """All clips in order; batches without given frames get an empty mask beside others'."""
+        given = None
+        if any(p.conditioning is not None for p in parts):
+            given = Conditioning.cat([p.conditioning or _nothing_given(p.latents.video) for p in parts])
+        trajectories = [p.trajectory for p in parts if p.trajectory is not None]
+        return Rollout(
+            groups=tuple(g for p in parts for g in p.groups),
+            latents=Latents.cat([p.latents for p in parts]),
+            context=TextContext.cat([p.context for p in parts]),
+            conditioning=given,
+            recorded={name: torch.cat([p.recorded[name] for p in parts]) for name in parts[0].recorded},
+            trajectory=Trajectory.cat(trajectories) if trajectories else None,
+        )
+
+
+def regrouped(clips: Sequence[tuple[Prompt, int]]) -> tuple[PromptGroup, ...]:
+    """Clips (prompt, sample) in order, neighbours of one prompt as a group."""
+    parts: list[PromptGroup] = []
+    for prompt, sample in clips:
+        if parts and parts[-1].prompt.id == prompt.id:
+            parts[-1] = PromptGroup(prompt, (*parts[-1].samples, sample))
+        else:
+            parts.append(PromptGroup(prompt, (sample,)))
+    return tuple(parts)
+
+
+def _nothing_given(video: Tensor) -> Conditioning:
+    return Conditioning(torch.zeros_like(video), torch.zeros(video.shape[:2], dtype=torch.bool, device=video.device))
 
 
 @dataclass(frozen=True)
@@ -191,12 +286,22 @@ class Component:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """A score over the time of one clip."""
+
+    values: np.ndarray  # [T] float64, NaN where there is none
+    seconds: np.ndarray  # [T] float64, rising, middle of what each value judges
+
+
+@dataclass(frozen=True)
 class ScoreTable:
     """Scores of B clips in K components. A missing score is NaN with a reason, never 0."""
 
     components: tuple[Component, ...]
     values: np.ndarray  # [B, K] float64, NaN where missing
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)  # (clip, component) -> why it is missing
+    # (clip, component) -> the score over time, of rewards that localise. No shipped reward fills it yet.
+    moments: dict[tuple[int, int], Moments] = field(default_factory=dict)
 
     @property
     def valid(self) -> np.ndarray:
@@ -213,29 +318,72 @@ class ScoreTable:
     @staticmethod
     def cat(tables: list[ScoreTable]) -> ScoreTable:
         """Stack the rows of tables with equal components."""
-        reasons: dict[tuple[int, int], str] = {}
-        offset = 0
         for table in tables:
             if table.components != tables[0].components:
                 raise ValueError("score tables with different components cannot be stacked")
-            reasons |= {(b + offset, k): why for (b, k), why in table.reasons.items()}
-            offset += len(table.values)
-        return ScoreTable(tables[0].components, np.concatenate([t.values for t in tables]), reasons)
+        offsets = np.cumsum([0, *(len(t.values) for t in tables)]).tolist()
+        return ScoreTable(
+            tables[0].components,
+            np.concatenate([t.values for t in tables]),
+            {(b + o, k): why for t, o in zip(tables, offsets, strict=False) for (b, k), why in t.reasons.items()},
+            {(b + o, k): m for t, o in zip(tables, offsets, strict=False) for (b, k), m in t.moments.items()},
+        )
 
     @staticmethod
     def join(tables: list[ScoreTable]) -> ScoreTable:
         """Put the columns of several rewards on the same clips side by side."""
-        reasons: dict[tuple[int, int], str] = {}
-        offset = 0
-        for table in tables:
-            reasons |= {(b, k + offset): why for (b, k), why in table.reasons.items()}
-            offset += len(table.components)
         components = tuple(c for t in tables for c in t.components)
         names = [c.name for c in components]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise OmniNFTError(f"two rewards give a component of the same name: {', '.join(twice)}")
-        return ScoreTable(components, np.concatenate([t.values for t in tables], axis=1), reasons)
+        offsets = np.cumsum([0, *(len(t.components) for t in tables)]).tolist()
+        return ScoreTable(
+            components,
+            np.concatenate([t.values for t in tables], axis=1),
+            {(b, k + o): why for t, o in zip(tables, offsets, strict=False) for (b, k), why in t.reasons.items()},
+            {(b, k + o): m for t, o in zip(tables, offsets, strict=False) for (b, k), m in t.moments.items()},
+        )
+
+
+@dataclass(frozen=True)
+class RewardAdvantages(_Batch):
+    """Each reward's own advantages, before they are combined into what a branch learns from."""
+
+    values: Tensor  # [B, K] float64, 0 where not valid
+    valid: Tensor  # [B, K] bool
+    components: tuple[Component, ...]  # K: name, route, weight
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class RewardGradients:
+    """Inner products of the K rewards' own gradients in the trained parameters, over all processes.
+
+    A reward that a branch does not hear has zeros there.
+    """
+
+    video: Tensor  # [K, K] float64, of the video loss
+    audio: Tensor  # [K, K] float64, of the audio loss
+    both: Tensor  # [K, K] float64, of their weighted mean
+
+
+@dataclass(frozen=True)
+class TokenWeights(_Batch):
+    """How much each token weighs in its branch's loss; None is 1 everywhere."""
+
+    video: Tensor | None = None  # [B, Tv] float32 >= 0
+    audio: Tensor | None = None  # [B, Ta] float32 >= 0
+
+
+@dataclass(frozen=True)
+class GradientScales:
+    """Factor on the gradient that crosses between the streams, per block; 1 leaves it alone."""
+
+    a2v: tuple[float, ...]  # the video loss's gradient into the audio stream
+    v2a: tuple[float, ...]  # the audio loss's gradient into the video stream
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from omninft.credit.advantages import (
     shuffle_within_groups,
     zero_variance_groups,
 )
-from omninft.types import BranchAdvantages, Component, OmniNFTError, ScoreTable
+from omninft.types import BranchAdvantages, Component, OmniNFTError, RewardAdvantages, ScoreTable
 
 NAN = float("nan")
 
@@ -248,32 +248,37 @@ def test_advantage_to_weight_stays_in_range_and_never_decreases(a, b, clip):
     assert math.isclose(low, min(max((min(a, b) / clip + 1) / 2, 0), 1), abs_tol=1e-9)
 
 
+def some_advantages(ids):
+    """Two rewards whose values tell the clips apart."""
+    valid = torch.stack([ids % 3 == 0, ids % 5 == 0], dim=1)
+    values = torch.stack([ids.double(), ids.double() + 100], dim=1)
+    return RewardAdvantages(values, valid, (Component("a", "video"), Component("b", "audio")))
+
+
 def test_shuffle_moves_whole_clips_inside_their_group():
     groups = torch.arange(6).repeat_interleave(8)[torch.randperm(48, generator=torch.Generator().manual_seed(0))]
     ids = torch.arange(48)
-    real = BranchAdvantages(ids.float(), ids.float() + 100, ids % 3 == 0, ids % 5 == 0)
+    real = some_advantages(ids)
     placebo = shuffle_within_groups(real, groups, seed=3)
-    source = placebo.video.long()
+    source = placebo.values[:, 0].long()
     assert sorted(source.tolist()) == ids.tolist()
     assert torch.equal(groups[source], groups)
-    assert torch.equal(placebo.audio, real.audio[source])
-    assert torch.equal(placebo.video_valid, real.video_valid[source])
-    assert torch.equal(placebo.audio_valid, real.audio_valid[source])
+    assert torch.equal(placebo.values, real.values[source])
+    assert torch.equal(placebo.valid, real.valid[source])
     for group in range(6):
         assert not torch.equal(source[groups == group], ids[groups == group])
 
 
 def test_shuffle_is_keyed_by_seed_and_group():
     groups = torch.arange(4).repeat_interleave(8)
-    ids = torch.arange(32).float()
-    real = BranchAdvantages(ids, ids, ids >= 0, ids >= 0)
+    real = some_advantages(torch.arange(32))
     first = shuffle_within_groups(real, groups, seed=1)
-    assert torch.equal(first.video, shuffle_within_groups(real, groups, seed=1).video)
-    assert not torch.equal(first.video, shuffle_within_groups(real, groups, seed=2).video)
-    within = [(first.video[groups == g] - 8 * g).tolist() for g in range(4)]
+    assert torch.equal(first.values, shuffle_within_groups(real, groups, seed=1).values)
+    assert not torch.equal(first.values, shuffle_within_groups(real, groups, seed=2).values)
+    within = [(first.values[groups == g, 0] - 8 * g).tolist() for g in range(4)]
     assert len({tuple(w) for w in within}) == 4  # groups do not share a permutation
     later = shuffle_within_groups(real[16:], groups[16:], seed=1)  # group 2 does not care who else is there
-    assert torch.equal(later.video, first.video[16:])
+    assert torch.equal(later.values, first.values[16:])
 
 
 def test_conflict_share():

@@ -15,6 +15,8 @@ from omninft.credit.surgery import (
     scale_gradient,
     surgery_schedule,
 )
+from omninft.models.ltx2 import cross_sites
+from omninft.models.protocol import CrossSite
 from omninft.types import OmniNFTError
 
 TARGETS = ["input", "projection"]
@@ -199,7 +201,7 @@ def test_bad_schedules_are_refused(num_blocks, spec, message):
 def test_forward_values_stay_bit_equal(target):
     model = tiny_model()
     plain = losses(model)
-    with GradientSurgery(model.transformer_blocks, [0.0, 0.1], [0.3, 0.7], target):
+    with GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 0.1], [0.3, 0.7], target):
         cut = losses(model)
     assert torch.equal(plain[0], cut[0])
     assert torch.equal(plain[1], cut[1])
@@ -215,7 +217,7 @@ def test_gradients_match_the_formula_written_with_detach(target, video_schedule,
     if audio_schedule:
         detach_by_hand(by_hand, audio_schedule, "video_to_audio_attn", target)
     model = tiny_model(3)
-    surgery = GradientSurgery(model.transformer_blocks, video_schedule, audio_schedule, target)
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), video_schedule, audio_schedule, target)
     full = gradients_of(model, "both")
     cut = gradients_of(model, "both", surgery)
     assert_close(cut, gradients_of(by_hand, "both"))
@@ -230,7 +232,9 @@ def test_zero_everywhere_keeps_the_video_loss_out_of_the_audio_stream(target):
         n for n, _ in model.named_parameters() if n.startswith("audio_") or any(f".{m}" in n for m in AUDIO_STREAM)
     ]
     full = gradients_of(model, "video")
-    cut = gradients_of(model, "video", GradientSurgery(model.transformer_blocks, [0.0, 0.0], target=target))
+    cut = gradients_of(
+        model, "video", GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 0.0], target=target)
+    )
     reached = [n for n in of_audio if full[n].abs().max() > 0]
     assert {n for n in reached if n.startswith("audio_proj_in")}
     assert any("0.video_to_audio_attn" in n for n in reached)
@@ -240,7 +244,7 @@ def test_zero_everywhere_keeps_the_video_loss_out_of_the_audio_stream(target):
 
 def test_what_crosses_once_scales_exactly_and_what_does_not_cross_stays_bit_equal():
     model = tiny_model()
-    surgery = GradientSurgery(model.transformer_blocks, [0.5, 0.25])
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.5, 0.25])
     full_video, cut_video = gradients_of(model, "video"), gradients_of(model, "video", surgery)
     full_audio, cut_audio = gradients_of(model, "audio"), gradients_of(model, "audio", surgery)
     last = {n: n.removeprefix("transformer_blocks.1.") for n in full_video if n.startswith("transformer_blocks.1.")}
@@ -264,7 +268,7 @@ def test_what_crosses_once_scales_exactly_and_what_does_not_cross_stays_bit_equa
     assert not torch.equal(cut_audio[indirect], full_audio[indirect])
     # In a model of one block the audio loss crosses nowhere.
     single = tiny_model(1)
-    cut_single = GradientSurgery(single.transformer_blocks, [0.0])
+    cut_single = GradientSurgery(cross_sites(single.transformer_blocks), [0.0])
     assert same(gradients_of(single, "audio"), gradients_of(single, "audio", cut_single))
 
 
@@ -273,7 +277,7 @@ def test_input_spares_keys_and_values_and_projection_does_not():
     full = gradients_of(model, "video")
     cut = {}
     for target in TARGETS:
-        surgery = GradientSurgery(model.transformer_blocks, [1.0, 0.25], target=target)
+        surgery = GradientSurgery(cross_sites(model.transformer_blocks), [1.0, 0.25], target=target)
         cut[target] = gradients_of(model, "video", surgery)
         surgery.close()
     for name in (f"transformer_blocks.1.audio_to_video_attn.to_{p}.weight" for p in "kv"):
@@ -296,7 +300,7 @@ def test_under_lora(target):
     model = with_lora(tiny_model())
     assert all("lora" in n for n, p in model.named_parameters() if p.requires_grad)
     full = gradients_of(model, "video")
-    surgery = GradientSurgery(model.transformer_blocks, [1.0, 0.25], target=target)
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [1.0, 0.25], target=target)
     cut = gradients_of(model, "video", surgery)
     surgery.check_fired()
     own = {"input": 1.0, "projection": 0.25}[target]
@@ -312,13 +316,13 @@ def test_under_lora(target):
 
 def test_an_adapter_added_after_projection_hooks_is_found_out():
     model = tiny_model()
-    surgery = GradientSurgery(model.transformer_blocks, [1.0, 0.25], target="projection")
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [1.0, 0.25], target="projection")
     with_lora(model)
     gradients_of(model, "video", surgery)
     with pytest.raises(OmniNFTError, match=r"replaced since: block 1 \(audio_to_video_attn.to_k\), block 1"):
         surgery.check_fired()
     other = tiny_model()
-    on_input = GradientSurgery(other.transformer_blocks, [1.0, 0.25], target="input")
+    on_input = GradientSurgery(cross_sites(other.transformer_blocks), [1.0, 0.25], target="input")
     gradients_of(with_lora(other), "video", on_input)
     on_input.check_fired()
 
@@ -327,7 +331,7 @@ def test_an_adapter_added_after_projection_hooks_is_found_out():
 @pytest.mark.parametrize("lora", [False, True])
 def test_under_activation_checkpointing(target, lora):
     model = with_lora(tiny_model(3)) if lora else tiny_model(3)
-    surgery = GradientSurgery(model.transformer_blocks, [0.0, 0.1, 0.3], [1.0, 0.5, 0.9], target)
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 0.1, 0.3], [1.0, 0.5, 0.9], target)
     stored = gradients_of(model, "both", surgery)
     counts = surgery.counts
     surgery.reset()
@@ -345,7 +349,7 @@ def test_two_backwards_of_one_forward_cut_the_video_loss_only(checkpointing, tar
     model = tiny_model(3)
     if checkpointing:
         model.enable_gradient_checkpointing()
-    surgery = GradientSurgery(model.transformer_blocks, [0.0, 0.1, 0.3], target=target)
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 0.1, 0.3], target=target)
     cut_video, full_audio = gradients_of(model, "video", surgery), gradients_of(model, "audio")
     cut_audio = gradients_of(model, "audio", surgery)
     video, audio = losses(model)
@@ -361,7 +365,7 @@ def test_two_backwards_of_one_forward_cut_the_video_loss_only(checkpointing, tar
 def test_disabled_under_no_grad_and_closed():
     model = tiny_model()
     full = gradients_of(model, "both")
-    surgery = GradientSurgery(model.transformer_blocks, [0.0, 0.1], [0.0, 0.1])
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 0.1], [0.0, 0.1])
     assert surgery.bound == 2
     assert same(gradients_of(model, "both"), full)
     with surgery, torch.no_grad():
@@ -379,7 +383,7 @@ def test_disabled_under_no_grad_and_closed():
 
 def test_bound_and_fired_tell_a_silent_surgery():
     model = tiny_model(3)
-    surgery = GradientSurgery(model.transformer_blocks, [0.0, 1.0, 0.3])
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 1.0, 0.3])
     assert surgery.bound == 2
     assert surgery.fired == set()
     assert surgery.counts == {0: 0, 2: 0}
@@ -405,7 +409,7 @@ def test_nothing_to_scale_counts_as_fired():
     model.requires_grad_(False)
     model.transformer_blocks[1].ff.requires_grad_(True)
     model.transformer_blocks[0].attn1.requires_grad_(True)
-    surgery = GradientSurgery(model.transformer_blocks, [0.0, 1.0])
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.0, 1.0])
     gradients_of(model, "video", surgery)  # block 0's audio carries no gradient
     surgery.check_fired()
 
@@ -440,7 +444,7 @@ def test_under_compile(target):
     block = torch.compile(CrossOnly(), backend="eager")
     full = gradient(block)
     # Hooks that come after the first compiled run may be left out of it: that must not go unnoticed.
-    late = GradientSurgery([block], [0.25], target=target)
+    late = GradientSurgery([CrossSite(0, "a2v", block, "audio_to_video_attn")], [0.25], target=target)
     if torch.equal(gradient(block, late), full):
         with pytest.raises(OmniNFTError, match="did not fire at block 0"):
             late.check_fired()
@@ -448,7 +452,7 @@ def test_under_compile(target):
         late.check_fired()
     late.close()
     torch.compiler.reset()
-    surgery = GradientSurgery([block], [0.25], target=target)
+    surgery = GradientSurgery([CrossSite(0, "a2v", block, "audio_to_video_attn")], [0.25], target=target)
     # Switched on, off and on again: `active` is not frozen into the compiled graph.
     for active in (True, False, True):
         assert torch.equal(gradient(block, surgery if active else None), (0.25 if active else 1) * full)
@@ -461,15 +465,15 @@ def test_constructor_refuses_what_it_cannot_bind():
     model = tiny_model()
     blocks = model.transformer_blocks
     with pytest.raises(OmniNFTError, match="a schedule of 1 factors for 2 blocks"):
-        GradientSurgery(blocks, [0.5])
-    with pytest.raises(OmniNFTError, match="video_to_audio_attn: a schedule of 3 factors"):
-        GradientSurgery(blocks, [0.5, 0.5], [1.0, 1.0, 0.5])
+        GradientSurgery(cross_sites(blocks), [0.5])
+    with pytest.raises(OmniNFTError, match="v2a: a schedule of 3 factors"):
+        GradientSurgery(cross_sites(blocks), [0.5, 0.5], [1.0, 1.0, 0.5])
     with pytest.raises(OmniNFTError, match=r"block 1: factor -0\.5"):
-        GradientSurgery(blocks, [1.0, -0.5])
+        GradientSurgery(cross_sites(blocks), [1.0, -0.5])
     with pytest.raises(OmniNFTError, match="surgery target is 'output'"):
-        GradientSurgery(blocks, [1.0, 0.5], target="output")
+        GradientSurgery(cross_sites(blocks), [1.0, 0.5], target="output")
     with pytest.raises(OmniNFTError, match=r"block 1 \(Linear\) has no module 'audio_to_video_attn'"):
-        GradientSurgery([blocks[0], nn.Linear(1, 1)], [1.0, 0.5])
+        GradientSurgery(cross_sites([blocks[0], nn.Linear(1, 1)]), [1.0, 0.5])
     hooks = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules()]
     assert sum(hooks) == 0
 
@@ -477,7 +481,7 @@ def test_constructor_refuses_what_it_cannot_bind():
 def test_a_call_without_audio_is_refused_and_a_positional_one_works():
     model = tiny_model(1)
     attention = model.transformer_blocks[0].audio_to_video_attn
-    surgery = GradientSurgery(model.transformer_blocks, [0.25])
+    surgery = GradientSurgery(cross_sites(model.transformer_blocks), [0.25])
     video, audio = torch.randn(1, 4, 24), torch.randn(1, 3, 16, requires_grad=True)
     with surgery:
         attention(video, audio).sum().backward()

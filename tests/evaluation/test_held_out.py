@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omninft.config import EvaluationConfig, SamplingConfig
+from omninft.config import SamplingConfig
 from omninft.distributed import Processes
-from omninft.evaluation.held_out import EvaluationScores, Evaluator, evaluation_groups, load_scores, save_scores, spread
+from omninft.evaluation.held_out import EvaluationScores, Evaluator, load_scores, save_scores
 from omninft.models.ltx2 import LTX2Policy
+from omninft.noise import Occasion
+from omninft.prompts.sampler import evaluation_groups, spread
 from omninft.rewards.runner import RewardRunner
+from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Clip, Prompt, ScoreTable
 from omninft.worlds.wording import world_prompts
 from tests.random_models import make_policy
@@ -41,21 +44,26 @@ def test_scores_come_back_with_their_holes(tmp_path: Path) -> None:
     assert (again.names, again.prompt_ids) == (scores.names, scores.prompt_ids)
 
 
-def evaluator(policy: LTX2Policy, batch_size: int, purpose: int = -1) -> Evaluator:
+SEED = 1_000_003
+
+
+def evaluator(policy: LTX2Policy, batch_size: int, occasion: Occasion = Occasion.DEV) -> Evaluator:
     from omninft.config import RewardConfig
     from omninft.rewards.registry import build_reward
 
     reward = build_reward(RewardConfig(name="tests.test_train:brightness", route="video"))
-    config = EvaluationConfig(shown_clips=2, sampling=SamplingConfig(num_steps=2, batch_size=batch_size))
+    sampler = RolloutSampler(policy, SamplingConfig(num_steps=2, batch_size=batch_size))
     prompts = tuple(world_prompts("dev"))[:3]
-    return Evaluator(policy, config, prompts, 5, purpose, RewardRunner([reward]).score, Processes())
+    return Evaluator(
+        sampler, evaluation_groups(prompts, 5), SEED, occasion, RewardRunner([reward]).score, Processes(), shown=2
+    )
 
 
 def test_rows_do_not_depend_on_the_batch_and_splits_share_no_noise(tmp_path: Path) -> None:
     policy = make_policy()
     whole = evaluator(policy, 5).run("reference", tmp_path / "shown")
     parts = evaluator(policy, 2).run("reference", None)
-    other = evaluator(policy, 5, purpose=-2).run("reference", None)
+    other = evaluator(policy, 5, occasion=Occasion.TEST).run("reference", None)
     assert whole.prompt_ids == parts.prompt_ids
     np.testing.assert_allclose(whole.values, parts.values, atol=2e-3)  # float rounding before uint8
     assert np.abs(whole.values - other.values).max() > 1e-3

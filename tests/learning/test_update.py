@@ -1,27 +1,20 @@
-"""Which sigmas train, how old moves, and one whole update against a plain computation."""
+"""How old moves, and whole updates: signs, micro-batches, validity, steps."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from omninft.config import ObjectiveConfig, OptimiserConfig, SamplingConfig, SigmasConfig
+from omninft.config import OptimiserConfig, SamplingConfig
 from omninft.distributed import Processes
-from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay, stream_of, training_sigmas
+from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay
+from omninft.objectives.negative_aware import NegativeAware, NegativeAwareOptions
+from omninft.objectives.protocol import ObjectiveContext
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup
+from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup, TokenWeights
 from tests.random_models import make_policy
 
 SCHEDULE = torch.linspace(1, 0, 21)
-
-
-def test_the_reference_trains_on_the_noisiest_40_percent() -> None:
-    assert training_sigmas(SigmasConfig(), SCHEDULE) == pytest.approx([1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
-
-
-def test_spread_sigmas_start_at_the_noisiest_and_cover_the_schedule() -> None:
-    assert training_sigmas(SigmasConfig(choice="spread", count=4), SCHEDULE) == pytest.approx([1, 0.75, 0.5, 0.25])
-    assert training_sigmas(SigmasConfig(choice="list", values=(0.3, 0.9)), SCHEDULE) == [0.3, 0.9]
 
 
 @pytest.mark.parametrize(
@@ -32,13 +25,6 @@ def test_old_decay(schedule: int, step: int, decay: float) -> None:
     assert old_decay(schedule, step) == pytest.approx(decay)
 
 
-def test_streams_are_told_apart_by_what_a_module_writes() -> None:
-    assert stream_of("transformer_blocks.0.audio_to_video_attn.to_k.lora_A.current.weight") == "video"
-    assert stream_of("transformer_blocks.0.video_to_audio_attn.to_k.lora_A.current.weight") == "audio"
-    assert stream_of("transformer_blocks.3.audio_ff.net.2.lora_B.current.weight") == "audio"
-    assert stream_of("transformer_blocks.3.ff.net.2.lora_B.current.weight") == "video"
-
-
 class Setting:
     """A small policy, four sampled clips, and the advantages given to them."""
 
@@ -47,21 +33,21 @@ class Setting:
         sampler = RolloutSampler(self.policy, SamplingConfig(num_steps=2))
         prompts = [Prompt(str(i), "v", "a", f"a red ball bounces {w}") for i, w in enumerate(("once", "twice"))]
         self.rollout = sampler.sample(tuple(PromptGroup(p, (0, 1)) for p in prompts), 0, 0, "old")
+        options = NegativeAwareOptions(sigmas={"choice": "list", "values": (1.0, 0.5)}, **objective)  # type: ignore[arg-type]
         self.update = PolicyUpdate(
             self.policy,
             sampler.geometry,
-            ObjectiveConfig(micro_batch=micro_batch, step_per=step_per, **objective),  # type: ignore[arg-type]
-            OptimiserConfig(learning_rate=1e-2, clip_norm=1e9),
-            [1.0, 0.5],
-            seed=0,
-            processes=Processes(),
+            NegativeAware(options, ObjectiveContext(sampler.geometry, seed=0)),
+            OptimiserConfig(learning_rate=1e-2, clip_norm=1e9, micro_batch=micro_batch, step_per=step_per),  # type: ignore[arg-type]
+            SCHEDULE,
+            Processes(),
         )
 
     def run(self, video: list[float], audio: list[float], valid: list[bool] | None = None) -> dict[str, float]:
         ok = torch.tensor(valid or [True] * 4)
         advantages = BranchAdvantages(torch.tensor(video), torch.tensor(audio), ok, ok)
         count = int(ok.sum())
-        return self.update.run(TrainingBatch(self.rollout, advantages, None, (count, count)), 0)
+        return self.update.run(TrainingBatch(self.rollout, advantages, TokenWeights(), (count, count)), 0)
 
     def weights(self) -> torch.Tensor:
         return torch.cat([p.detach().flatten() for p in self.policy.adapters.parameters()])

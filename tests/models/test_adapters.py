@@ -94,11 +94,11 @@ def test_old_moves_by_the_decay(moved_policy: LTX2Policy) -> None:
     adapters = policy.adapters
     before = {k: v.clone() for k, v in adapters.state("old").items()}
     current = {k: v.clone() for k, v in adapters.state("current").items()}
-    adapters.mix_old(0.25)
+    adapters.mix(0.25)
     for key, tensor in adapters.state("old").items():
         torch.testing.assert_close(tensor, 0.25 * before[key] + 0.75 * current[key])
     mixed = velocity(policy, "old")
-    adapters.mix_old(0.0)
+    adapters.mix(0.0)
     assert all(torch.equal(v, current[k]) for k, v in adapters.state("old").items())
     # The folded weight of old is made anew after it moved.
     assert (velocity(policy, "old").video - mixed.video).abs().max() > 1e-4

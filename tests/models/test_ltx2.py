@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omninft.config import GuidanceConfig, SamplingConfig
+from omninft.models.ltx2 import stream_of
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Conditioning, Latents, OmniNFTError
 from tests.random_models import PROMPTS, groups, make_policy, through_pipeline
@@ -106,3 +107,10 @@ def test_the_same_prompt_has_the_same_context_in_any_company() -> None:
     together = two.encode(PROMPTS)
     assert torch.equal(alone.video[0], together.video[1])
     assert torch.equal(alone.audio[0], together.audio[1])
+
+
+def test_streams_are_told_apart_by_what_a_module_writes() -> None:
+    assert stream_of("transformer_blocks.0.audio_to_video_attn.to_k.lora_A.current.weight") == "video"
+    assert stream_of("transformer_blocks.0.video_to_audio_attn.to_k.lora_A.current.weight") == "audio"
+    assert stream_of("transformer_blocks.3.audio_ff.net.2.lora_B.current.weight") == "audio"
+    assert stream_of("transformer_blocks.3.ff.net.2.lora_B.current.weight") == "video"

@@ -9,9 +9,8 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_emb
 
 from omninft.config import SamplingConfig
-from omninft.credit.regions import attention_column_sums
 from omninft.models.ltx2 import LTX2Policy
-from omninft.models.recording import V2ARecorder
+from omninft.models.recording import V2ARecorder, attention_column_sums
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
 from tests.random_models import groups, make_policy
@@ -47,15 +46,15 @@ def test_equals_the_maps_of_the_recorded_steps(rope: bool) -> None:
     sampling = SamplingConfig(num_steps=4)
     maps = full_maps(policy, RolloutSampler(policy, sampling), rope)
     recorder = V2ARecorder(policy.blocks, sums, rope=rope)
-    rollout = RolloutSampler(policy, sampling, recorder, record_steps=(1, 2)).sample(groups(), 0, 0, "reference")
+    rollout = RolloutSampler(policy, sampling, recorders=[(recorder, (1, 2))]).sample(groups(), 0, 0, "reference")
     blocks = len(policy.blocks)
     chosen = maps[1 * blocks : 3 * blocks]
     expected = torch.stack([m.mean(1).sum(1) for m in chosen]).mean(0)
-    assert rollout.attention is not None
-    torch.testing.assert_close(rollout.attention.double(), expected, atol=1e-5, rtol=1e-4)
+    attention = rollout.recorded["v2a_columns"]
+    torch.testing.assert_close(attention.double(), expected, atol=1e-5, rtol=1e-4)
     # Each map's rows sum to one, so the sums add up to the number of audio queries.
     audio_tokens = maps[0].shape[2]
-    torch.testing.assert_close(rollout.attention.sum(1), torch.full((2,), float(audio_tokens)), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(attention.sum(1), torch.full((2,), float(audio_tokens)), atol=1e-3, rtol=1e-4)
 
 
 def test_rotary_positions_matter() -> None:
@@ -70,7 +69,7 @@ def test_leaves_the_clips_as_they_are_and_later_blocks_only() -> None:
     sampling = SamplingConfig(num_steps=2)
     plain = RolloutSampler(policy, sampling).sample(groups(), 0, 0, "reference")
     recorder = V2ARecorder(policy.blocks, partial(sums), first_block=1)
-    recorded = RolloutSampler(policy, sampling, recorder, (0, 1)).sample(groups(), 0, 0, "reference")
+    recorded = RolloutSampler(policy, sampling, recorders=[(recorder, (0, 1))]).sample(groups(), 0, 0, "reference")
     assert torch.equal(plain.latents.video, recorded.latents.video)
     recorder.recording = True
     RolloutSampler(policy, sampling).sample(groups(), 0, 0, "reference")
@@ -81,6 +80,6 @@ def test_says_so_when_nothing_was_recorded() -> None:
     policy = make_policy()
     recorder = V2ARecorder(policy.blocks, sums)
     recorder.close()
-    sampler = RolloutSampler(policy, SamplingConfig(num_steps=2), recorder, (0,))
+    sampler = RolloutSampler(policy, SamplingConfig(num_steps=2), recorders=[(recorder, (0,))])
     with pytest.raises(OmniNFTError, match="are the hooks bound"):
         sampler.sample(groups(), 0, 0, "reference")

@@ -8,15 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from omninft.config import build_config
 from omninft.credit.advantages import advantage_to_weight
 from omninft.objectives.negative_aware import (
     NegativeAwareOptions,
+    SigmasOptions,
     add_noise,
     branch_loss,
-    old_deviation,
     policy_loss,
     predict_x0,
     reference_loss,
+    training_sigmas,
 )
 from omninft.types import OmniNFTError
 
@@ -68,7 +70,7 @@ def test_policy_loss_and_its_gradient_match_the_definition(beta, clip, with_mask
     keeps = np.ones((B, T), bool) if keep is None else keep.numpy()
     for detach in (True, False):
         current = data["current"].clone().requires_grad_()
-        options = NegativeAwareOptions(beta=beta, adv_clip=clip, detach_weight=detach)
+        options = NegativeAwareOptions(beta=beta, advantage_clip=clip, detach_weight=detach)
         loss = policy_loss(current, data["old"], data["clean"], advantage, omega, keep, options)
         assert loss.dtype == torch.float32
         loss.sum().backward()
@@ -129,7 +131,7 @@ def test_descent_pulls_to_good_samples_and_away_from_bad_ones():
     current = data["old"].clone().requires_grad_()
     policy_loss(current, data["old"], data["clean"], advantage).sum().backward()
     moved = current.detach() - 0.05 * current.grad
-    closer = old_deviation(data["old"], data["clean"]) - old_deviation(moved, data["clean"])
+    closer = ((data["old"] - data["clean"]).abs() - (moved - data["clean"]).abs()).mean(dim=(1, 2))
     assert closer.sign().tolist() == [1, 1, 1, -1, -1]
     assert closer[0] > closer[1] > closer[2]
 
@@ -162,7 +164,7 @@ def test_only_the_current_prediction_gets_gradient():
 def test_the_share_of_the_positive_term_is_the_credit_stages():
     data = latents()
     advantage = torch.tensor([-7.0, -2.5, 0.3, 4.0, 9.0])
-    options = NegativeAwareOptions(adv_clip=3.0)
+    options = NegativeAwareOptions(advantage_clip=3.0)
     ends = [
         policy_loss(data["current"], data["old"], data["clean"], torch.full((B,), end), options=options)
         for end in (3.0, -3.0)
@@ -319,11 +321,9 @@ def test_branch_loss_adds_policy_and_reference_over_valid_clips():
     policy = policy_loss(data["current"], data["old"], data["clean"], torch.tensor(ADVANTAGES), omega, keep, options)
     pull = reference_loss(data["current"], data["reference"], torch.linspace(0.2, 1, B), "velocity", keep)
     assert got.loss.item() == pytest.approx(sum(policy[b] + 0.25 * pull[b] for b in (0, 2, 3)).item() / 3, rel=1e-6)
-    assert torch.equal(got.policy, policy)
-    assert torch.equal(got.reference, pull)
+    assert torch.equal(got.parts["loss"], policy)
+    assert torch.equal(got.parts["reference"], pull)
     assert torch.equal(got.valid, valid)
-    moved = [(data["current"] - data["old"])[b][keep[b]].abs().double().mean().item() for b in range(B)]
-    np.testing.assert_allclose(got.old_deviation.numpy(), moved, rtol=1e-5)
     assert NegativeAwareOptions().reference_weight == 1e-4
 
 
@@ -335,9 +335,8 @@ def test_clips_that_are_not_valid_get_no_gradient():
     got.loss.backward()
     touched = data["current"].grad.flatten(1).abs().sum(1) > 0
     assert torch.equal(touched, valid)
-    assert not (got.policy.requires_grad)
-    assert not (got.reference.requires_grad)
-    assert not (got.old_deviation.requires_grad)
+    assert not (got.parts["loss"].requires_grad)
+    assert not (got.parts["reference"].requires_grad)
     data["current"].grad = None
     none = branch_of(data, slice(None), 0, torch.zeros(B, dtype=torch.bool), NegativeAwareOptions(), omega, keep)
     none.loss.backward()
@@ -367,8 +366,8 @@ def test_micro_batches_add_up_to_the_full_batch(valid, cut, num_sigmas, seed):
     (summed,) = torch.autograd.grad(parts[0].loss + parts[1].loss, data["current"])
     assert torch.equal(summed, whole)
     assert math.isclose((parts[0].loss + parts[1].loss).item(), full.loss.item(), rel_tol=1e-6)
-    assert torch.equal(torch.cat([p.policy for p in parts]), full.policy)
-    mean = full.policy[mask].double().mean() + 0.1 * full.reference[mask].double().mean()
+    assert torch.equal(torch.cat([p.parts["loss"] for p in parts]), full.parts["loss"])
+    mean = full.parts["loss"][mask].double().mean() + 0.1 * full.parts["reference"][mask].double().mean()
     assert math.isclose(full.loss.item() * num_sigmas, mean.item(), rel_tol=1e-5)
 
 
@@ -385,7 +384,7 @@ def test_without_a_reference():
         "num_valid": B,
     }
     got = branch_loss(**arguments, options=NegativeAwareOptions(reference_weight=0.0))
-    assert got.loss.item() == pytest.approx(got.policy.mean().item(), rel=1e-6)
+    assert got.loss.item() == pytest.approx(got.parts["loss"].mean().item(), rel=1e-6)
     with pytest.raises(ValueError, match="reference_x0 is missing"):
         branch_loss(**arguments)
 
@@ -395,14 +394,14 @@ def test_without_a_reference():
     [
         ("beta", 0.0),
         ("beta", float("nan")),
-        ("adv_clip", -1.0),
+        ("advantage_clip", -1.0),
         ("reference_weight", -1e-4),
         ("reference_space", "eps"),
     ],
 )
 def test_options_name_the_field_they_refuse(field, value):
-    with pytest.raises(OmniNFTError, match=f"objective.{field}"):
-        NegativeAwareOptions(**{field: value})
+    with pytest.raises(OmniNFTError, match=rf"objective\.{field}: .*found"):
+        build_config({"objective": {field: value}})
 
 
 def test_shapes_that_would_broadcast_are_refused():
@@ -422,3 +421,15 @@ def test_shapes_that_would_broadcast_are_refused():
         reference_loss(data["current"], data["reference"], torch.ones(B), "eps")
     with pytest.raises(ValueError, match="valid"):
         branch_of(data, slice(None), 1, torch.ones(1, dtype=torch.bool), NegativeAwareOptions(), *masks())
+
+
+SCHEDULE = torch.linspace(1, 0, 21)
+
+
+def test_the_reference_trains_on_the_noisiest_40_percent() -> None:
+    assert training_sigmas(SigmasOptions(), SCHEDULE) == pytest.approx([1, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
+
+
+def test_spread_sigmas_start_at_the_noisiest_and_cover_the_schedule() -> None:
+    assert training_sigmas(SigmasOptions(choice="spread", count=4), SCHEDULE) == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert training_sigmas(SigmasOptions(choice="list", values=(0.3, 0.9)), SCHEDULE) == [0.3, 0.9]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from omninft.config import GuidanceConfig
-from omninft.rollout.sampler import batches, guide
+from omninft.rollout.sampler import batches, collection_steps, guide
 from omninft.types import Prompt, PromptGroup
 
 
@@ -46,3 +47,18 @@ def test_processes_share_the_clips_without_gap_or_overlap() -> None:
     parts = [[k for b in batches(groups(4, 4), 8, rank, 2) for k in keys(b)] for rank in range(2)]
     assert parts[0] + parts[1] == whole
     assert len(parts[0]) == 8
+
+
+def test_collection_steps() -> None:
+    assert collection_steps(20) == range(10, 18)
+    assert collection_steps(40) == range(20, 36)
+    for n in range(2, 200):
+        steps = collection_steps(n)
+        assert steps.start == n // 2
+        assert steps.stop == max(9 * n // 10, n // 2 + 1)
+        assert steps.stop <= n
+    assert collection_steps(1) == range(1)
+    assert collection_steps(4, (1.0, 1.0)) == range(3, 4)
+    for arguments in [(0,), (10, (0.9, 0.5)), (10, (-0.1, 0.5)), (10, (0.5, 1.1))]:
+        with pytest.raises(ValueError, match="expected num_steps"):
+            collection_steps(*arguments)

@@ -35,7 +35,8 @@ TARGETS = (
     "ff.net.2",
     "audio_ff.net.0.proj",
 )
-PLAIN = {"num_steps": 4, "batch_size": 4, "video_guidance": {"text": 1.0}, "audio_guidance": {"text": 1.0}}
+OFF = {"text": 1.0, "stg": 0.0, "modality": 1.0, "rescale": 0.0}
+PLAIN = {"num_steps": 4, "batch_size": 4, "video_guidance": OFF, "audio_guidance": OFF, "stg_blocks": []}
 GUIDED = {
     "num_steps": 4,
     "batch_size": 4,
@@ -94,10 +95,16 @@ BASE: dict[str, Any] = {
     "objective": {
         "reference_weight": 0.01,
         "sigmas": {"choice": "spread", "count": 2},
+    },
+    "optimiser": {
         "step_per": "sigma",
         "micro_batch": 4,
+        "learning_rate": 3e-2,
+        "epsilon": 0.03,
+        "clip_norm": 1.0,
+        "betas": [0.8, 0.95],
+        "weight_decay": 0.3,
     },
-    "optimiser": {"learning_rate": 3e-2, "epsilon": 0.03, "clip_norm": 1.0, "betas": [0.8, 0.95], "weight_decay": 0.3},
     "evaluation": {"every": 0, "dev_clips": 0, "test_clips": 0, "shown_clips": 0},
     "run": {"iterations": ITERATIONS, "checkpoint_every": 1, "loggers": [], "threads": 1},
 }
@@ -115,12 +122,13 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "gdpo": {
         "credit": {
-            "advantage": {"method": "gdpo", "final_batch_norm": True},
+            "kind": "gdpo",
+            "final_batch_norm": True,
             "surgery": {"enabled": False},
             "regions": {"enabled": False},
         },
-        "objective": {"step_per": "iteration", "beta": 0.8, "advantage_clip": 1.5, "reference_space": "velocity"},
-        "optimiser": {"clip_norm": 0.4},
+        "objective": {"beta": 0.8, "advantage_clip": 1.5, "reference_space": "velocity"},
+        "optimiser": {"clip_norm": 0.4, "step_per": "iteration"},
     },
     "branches": {
         "credit": {"surgery": {"scope": "video_loss_only", "target": "projection"}, "regions": {"enabled": False}},
@@ -138,7 +146,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "regions": {
         "credit": {
-            "advantage": {"std": "group"},
+            "std": "group",
             "regions": {"warmup": 2.0, "window": [0.25, 1.0], "first_block": 3, "value_weighted": True},
             "surgery": {
                 "schedule": [{"start": 0.0, "stop": 0.5, "scale": 0.2}],
@@ -148,7 +156,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "run": {"old_schedule": 2},
     },
     "guidance": {"sampling": GUIDED, "credit": {"regions": {"warmup": 0, "method": "zscore_sigmoid"}}},
-    "two_processes": {"objective": {"step_per": "iteration", "micro_batch": 2}},
+    "two_processes": {"optimiser": {"step_per": "iteration", "micro_batch": 2}},
 }
 WORLD = {"two_processes": 2}  # processes of a run; 1 of the others
 

@@ -25,7 +25,7 @@ def train(
     """Post-train a model: sample, score, learn, and compare base against trained on held-out prompts."""
     from omninft.config import load_config
     from omninft.runs.display import ConsoleDisplay
-    from omninft.runs.session import read_run_config
+    from omninft.runs.folder import read_run_config
     from omninft.train import train as run_training
 
     if resume is not None:

@@ -9,12 +9,23 @@ Everything is computed in float64 and handed on as the float32 of `BranchAdvanta
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from omninft.types import MODALITIES, ROUTES, BranchAdvantages, Component, Modality, OmniNFTError, Route, ScoreTable
+from omninft.types import (
+    MODALITIES,
+    ROUTES,
+    BranchAdvantages,
+    Component,
+    Modality,
+    OmniNFTError,
+    RewardAdvantages,
+    Route,
+    ScoreTable,
+)
 
 AdvantageMethod = Literal["omninft", "gdpo", "global"]
 StdScope = Literal["global", "group"]
@@ -63,6 +74,80 @@ def group_advantages(values: Tensor, group_index: Tensor, std: StdScope = "globa
     return advantages
 
 
+def reward_advantages(table: ScoreTable, group_index: Tensor, std: StdScope = "global") -> RewardAdvantages:
+    """Each reward's own group advantages.
+
+    Args:
+        table: scores of B clips in K components, of the whole iteration and all processes.
+        group_index: [B] int64 prompt group of each clip; its device is that of the result.
+        std: scope of the standard deviation, as in `group_advantages`.
+
+    Raises:
+        OmniNFTError: a component without a known route.
+        ValueError: table and group_index disagree on B.
+    """
+    scores = _scores(table, group_index)
+    columns = [group_advantages(scores[:, k], group_index, std) for k in range(scores.shape[1])]
+    values = torch.stack(columns, dim=1) if columns else scores
+    return RewardAdvantages(values, torch.isfinite(scores), table.components)
+
+
+def global_advantages(table: ScoreTable, group_index: Tensor, std: StdScope = "global") -> RewardAdvantages:
+    """The advantage of the weighted sum of the raw rewards, as one reward of route `joint` (DiffusionNFT, GRPO).
+
+    A clip must have every score that has a weight: a sum over fewer rewards is on another scale, so it is missing.
+    Arguments and errors as in `reward_advantages`.
+    """
+    scores = _scores(table, group_index)
+    judging = [k for k, c in enumerate(table.components) if c.weight != 0]
+    weights = scores.new_tensor([table.components[k].weight for k in judging])
+    valid = torch.isfinite(scores[:, judging]).all(dim=1)
+    if not judging:
+        valid = torch.zeros_like(valid)
+    total = torch.where(valid, (scores[:, judging] * weights).sum(dim=1), torch.nan)
+    values = group_advantages(total, group_index, std)
+    return RewardAdvantages(values[:, None], valid[:, None], (Component("sum", "joint"),))
+
+
+def combine_advantages(
+    advantages: RewardAdvantages,
+    routed: bool = True,
+    final_batch_norm: bool = False,
+    weights: Mapping[Modality, Sequence[float]] | None = None,
+) -> BranchAdvantages:
+    """What the video and the audio branch learn from: sums of w_k A_k.
+
+    A clip is valid for a branch if any reward that judges the branch scored it. A reward of weight 0 is only watched:
+    it judges nothing, and its failures cost no clip. A routed advantage is handed on as it is whatever it adds up to;
+    group-relative advantages add up to zero by construction, so a zero sum says nothing about the routing.
+
+    Args:
+        advantages: of B clips and K rewards.
+        routed: a branch hears the rewards routed to it and the joint ones (OmniNFT, technique 1); else both hear all
+            (GDPO).
+        final_batch_norm: normalise each branch's result over its valid clips to mean 0 and population standard
+            deviation 1 (GDPO's last step; off in OmniNFT's comparison).
+        weights: [K] per branch, instead of the components' own.
+
+    Returns:
+        Advantages [B] float32, 0 where not valid, and the masks.
+    """
+    made: dict[Modality, tuple[Tensor, Tensor]] = {}
+    for branch in MODALITIES:
+        heard = _HEARD[branch] if routed else ROUTES
+        judging = [k for k, c in enumerate(advantages.components) if c.route in heard and c.weight != 0]
+        total = advantages.values.new_zeros(len(advantages))
+        for k in judging:
+            weight = advantages.components[k].weight if weights is None else weights[branch][k]
+            total += weight * advantages.values[:, k]
+        valid = advantages.valid[:, judging].any(dim=1)
+        if final_batch_norm:
+            total = _normalised_over(total, valid)
+        made[branch] = (total.float(), valid)
+    (video, video_valid), (audio, audio_valid) = made["video"], made["audio"]
+    return BranchAdvantages(video=video, audio=audio, video_valid=video_valid, audio_valid=audio_valid)
+
+
 def route_advantages(
     table: ScoreTable,
     group_index: Tensor,
@@ -70,27 +155,13 @@ def route_advantages(
     std: StdScope = "global",
     final_batch_norm: bool = False,
 ) -> BranchAdvantages:
-    """What the video and the audio branch learn from, of a table of scores.
+    """From a table of scores to what each branch learns from, in one call.
 
     * omninft: A_video = sum of w_k A_k over rewards routed `video` or `joint`, A_audio likewise (OmniNFT, technique 1).
     * gdpo: the sum of w_k A_k over all rewards, to both branches (GDPO; "vanilla" in OmniNFT's ablation).
     * global: the advantage of the weighted sum of the raw rewards, to both (DiffusionNFT, GRPO).
 
-    A clip is valid for a branch if any reward that judges the branch scored it. With `global` it must have every score:
-    a sum over fewer rewards is on another scale, so the sum counts as missing. A reward of weight 0 is only watched:
-    it judges nothing, and its failures cost no clip. A routed advantage is handed on as it is whatever it adds up to;
-    group-relative advantages add up to zero by construction, so a zero sum says nothing about the routing.
-
-    Args:
-        table: scores of B clips in K components, of the whole iteration and all processes.
-        group_index: [B] int64 prompt group of each clip; its device is that of the result.
-        method: see above.
-        std: scope of the standard deviation, as in `group_advantages`.
-        final_batch_norm: normalise each branch's result over its valid clips to mean 0 and population standard
-            deviation 1 (GDPO's last step; off in OmniNFT's comparison).
-
-    Returns:
-        Advantages [B] float32, 0 where not valid, and the masks.
+    Arguments as in `reward_advantages` and `combine_advantages`.
 
     Raises:
         OmniNFTError: a component without a known route.
@@ -98,48 +169,38 @@ def route_advantages(
     """
     if method not in get_args(AdvantageMethod):
         raise ValueError(f"method is {method!r}, expected one of {get_args(AdvantageMethod)}")
+    assign = global_advantages if method == "global" else reward_advantages
+    return combine_advantages(assign(table, group_index, std), method == "omninft", final_batch_norm)
+
+
+def _scores(table: ScoreTable, group_index: Tensor) -> Tensor:
+    """[B, K] float64 on the device of the index."""
     if len(table.values) != len(group_index):
         raise ValueError(f"{len(table.values)} clips in the table, {len(group_index)} in group_index")
-    _check_routes(table.components)
-    scores = torch.as_tensor(table.values, dtype=torch.float64, device=group_index.device)
-    branches: dict[Modality, tuple[Tensor, Tensor]] = {}
-    for branch in MODALITIES:
-        heard = _HEARD[branch] if method == "omninft" else ROUTES
-        judging = [k for k, c in enumerate(table.components) if c.route in heard and c.weight != 0]
-        weights = scores.new_tensor([table.components[k].weight for k in judging])
-        combine = _advantage_of_sum if method == "global" else _sum_of_advantages
-        advantage, valid = combine(scores[:, judging], weights, group_index, std)
-        if final_batch_norm:
-            advantage = _normalised_over(advantage, valid)
-        branches[branch] = (advantage.float(), valid)
-    (video, video_valid), (audio, audio_valid) = branches["video"], branches["audio"]
-    return BranchAdvantages(video=video, audio=audio, video_valid=video_valid, audio_valid=audio_valid)
-
-
-def _check_routes(components: tuple[Component, ...]) -> None:
-    for component in components:
+    for component in table.components:
         if component.route not in ROUTES:
             raise OmniNFTError(
                 f"reward component {component.name!r} has route {component.route!r}, "
                 f"expected one of {', '.join(ROUTES)}"
             )
+    return torch.as_tensor(table.values, dtype=torch.float64, device=group_index.device)
 
 
-def _sum_of_advantages(scores: Tensor, weights: Tensor, group_index: Tensor, std: StdScope) -> tuple[Tensor, Tensor]:
-    """Sum over rewards of w_k A_k, and which clips had any valid score. scores [B, K], weights [K]."""
-    total = scores.new_zeros(len(scores))
-    for k, weight in enumerate(weights):
-        total += weight * group_advantages(scores[:, k], group_index, std)
-    return total, torch.isfinite(scores).any(dim=1)
+def advantages_of_one(advantages: RewardAdvantages, k: int, routed: bool = True) -> BranchAdvantages:
+    """What the branches would learn from reward k alone, at weight 1 in the direction that its own weight has.
 
-
-def _advantage_of_sum(scores: Tensor, weights: Tensor, group_index: Tensor, std: StdScope) -> tuple[Tensor, Tensor]:
-    """Advantage of sum_k w_k R_k, and which clips had every score. scores [B, K], weights [K]."""
-    valid = torch.isfinite(scores).all(dim=1)
-    if not len(weights):
-        valid = torch.zeros_like(valid)
-    total = torch.where(valid, (scores * weights).sum(dim=1), torch.nan)
-    return group_advantages(total, group_index, std), valid
+    With `routed`, a branch that does not hear the reward gets zeros and no valid clip.
+    """
+    component = advantages.components[k]
+    values, valid = advantages.values[:, k].float(), advantages.valid[:, k]
+    if component.weight < 0:
+        values = -values
+    made: dict[Modality, tuple[Tensor, Tensor]] = {}
+    for branch in MODALITIES:
+        hears = not routed or component.route in _HEARD[branch]
+        made[branch] = (values, valid) if hears else (torch.zeros_like(values), torch.zeros_like(valid))
+    (video, video_valid), (audio, audio_valid) = made["video"], made["audio"]
+    return BranchAdvantages(video=video, audio=audio, video_valid=video_valid, audio_valid=audio_valid)
 
 
 def _normalised_over(advantage: Tensor, valid: Tensor) -> Tensor:
@@ -170,14 +231,14 @@ def advantage_to_weight(advantage: Tensor, clip: float = 5.0) -> Tensor:
     return (advantage.clamp(-clip, clip) / clip / 2 + 0.5).clamp(0, 1)
 
 
-def shuffle_within_groups(advantages: BranchAdvantages, group_index: Tensor, seed: int) -> BranchAdvantages:
+def shuffle_within_groups(advantages: RewardAdvantages, group_index: Tensor, seed: int) -> RewardAdvantages:
     """The placebo: the same advantages, handed to the wrong clips of the same prompt.
 
-    Training on it has the update sizes of the real run and none of its information. A clip's video and audio
-    advantages and masks move together, so that the conflict between the branches stays what it was.
+    Training on it has the update sizes of the real run and none of its information. A clip's advantages and masks of
+    all rewards move together, so that the conflict between the branches stays what it was.
 
     Args:
-        advantages: [B] each.
+        advantages: [B, K].
         group_index: [B] int64. A group's permutation depends on seed, group number and group size alone, not on which
             other groups the batch holds.
         seed: any int; the caller folds the iteration into it.

@@ -15,11 +15,10 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from omninft.models.protocol import CrossSite
 from omninft.types import OmniNFTError
 
 Target = Literal["input", "projection"]
-# Names of a block's cross-modal attentions: queries video, keys and values audio; and the reverse.
-A2V, V2A = "audio_to_video_attn", "video_to_audio_attn"
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -129,24 +128,25 @@ def _check_range(piece: SurgeryRange, num_blocks: int) -> None:
 
 
 @dataclass
-class _Site:
+class _Hook:
     """One module where gradient crosses, as it was when the hook was set, and how often it was scaled there."""
 
-    block: int
+    site: CrossSite
     path: str  # below the block, such as audio_to_video_attn.to_k
-    scale: float
     module: nn.Module
+    scale: float = 1.0
     count: int = 0
 
     def __str__(self) -> str:
-        return f"block {self.block} ({self.path})"
+        return f"block {self.site.block} ({self.path})"
 
 
 class GradientSurgery:
     """Hooks that scale what crosses between the streams, while enabled.
 
-    The hooks put an identity into the graph whenever gradients are recorded; its factor is looked up in the backward.
-    So `enable` must be in force during the *backward*, and one forward graph can serve two losses:
+    Every site is hooked; a factor of 1 costs nothing, and the factors can be set anew before each iteration
+    (`set_schedules`). The hooks put an identity into the graph whenever gradients are recorded; its factor is looked
+    up in the backward. So `enable` must be in force during the *backward*, and one forward graph can serve two losses:
 
         with surgery:
             video_loss.backward(retain_graph=True)
@@ -163,9 +163,8 @@ class GradientSurgery:
     a backward outside `with surgery` are all silent otherwise.
 
     Args:
-        blocks: the transformer blocks, with `audio_to_video_attn` and `video_to_audio_attn`; wrappers that pass
-            attributes on (compile, FSDP, checkpointing) are fine. Add adapters first, and set the hooks before a
-            compiled block runs for the first time.
+        sites: `policy.sites`. Wrappers that pass attributes on (compile, FSDP, checkpointing) are fine. Add adapters
+            first, and set the hooks before a compiled block runs for the first time.
         video_schedule: one factor a block, for audio hidden states on their way into the video stream (A2V).
         audio_schedule: the same for video hidden states into the audio stream (V2A); None leaves V2A alone.
         target: `input` scales at the hidden state that enters the attention: `to_k` and `to_v` keep their own full
@@ -178,7 +177,7 @@ class GradientSurgery:
 
     def __init__(
         self,
-        blocks: Sequence[nn.Module] | nn.ModuleList,
+        sites: Sequence[CrossSite],
         video_schedule: Sequence[float],
         audio_schedule: Sequence[float] | None = None,
         target: Target = "input",
@@ -186,67 +185,68 @@ class GradientSurgery:
         if target not in get_args(Target):
             raise OmniNFTError(f"surgery target is {target!r}, expected one of {get_args(Target)}")
         self.active = False
-        self._blocks = list(blocks)
-        self._sites: list[_Site] = []
-        self._handles: list[Any] = []
-        for attention, schedule in ((A2V, video_schedule), (V2A, audio_schedule)):
-            if schedule is not None:
-                self._add_sites(attention, schedule, target)
-        for site in self._sites:
-            self._handles.append(self._hook(site, target))
+        self.num_blocks = len({site.block for site in sites})
+        self._hooks: list[_Hook] = []
+        for site in sites:
+            paths = [site.attention]
+            if target == "projection":
+                paths = [f"{site.attention}.{name}" for name in site.projections]
+            self._hooks += [_Hook(site, path, site.find(path)) for path in paths]
+        self.set_schedules(video_schedule, audio_schedule)
+        self._handles: list[Any] = [self._attach(hook, target) for hook in self._hooks]
 
-    def _add_sites(self, attention: str, schedule: Sequence[float], target: Target) -> None:
-        if len(schedule) != len(self._blocks):
-            raise OmniNFTError(f"{attention}: a schedule of {len(schedule)} factors for {len(self._blocks)} blocks")
-        paths = [attention] if target == "input" else [f"{attention}.to_k", f"{attention}.to_v"]
-        for block, scale in enumerate(schedule):
-            if not (math.isfinite(scale) and scale >= 0):
-                raise OmniNFTError(f"{attention}, block {block}: factor {scale} must be finite and not negative")
-            if scale != 1:
-                self._sites += [_Site(block, path, float(scale), self._resolve(block, path)) for path in paths]
+    def set_schedules(self, video_schedule: Sequence[float], audio_schedule: Sequence[float] | None = None) -> None:
+        """New factors for A2V and V2A (None: 1 everywhere), in force from the next forward on.
 
-    def _resolve(self, block: int, path: str) -> nn.Module:
-        module = self._blocks[block]
-        for name in path.split("."):
-            child = getattr(module, name, None)
-            if not isinstance(child, nn.Module):
-                raise OmniNFTError(f"block {block} ({type(self._blocks[block]).__name__}) has no module {path!r}")
-            module = child
-        return module
+        Raises:
+            OmniNFTError: a schedule of the wrong length, or a factor that is negative or not finite.
+        """
+        schedules = {"a2v": video_schedule, "v2a": audio_schedule}
+        for direction, schedule in schedules.items():
+            if schedule is None:
+                continue
+            if len(schedule) != self.num_blocks:
+                raise OmniNFTError(f"{direction}: a schedule of {len(schedule)} factors for {self.num_blocks} blocks")
+            for block, scale in enumerate(schedule):
+                if not (math.isfinite(scale) and scale >= 0):
+                    raise OmniNFTError(f"{direction}, block {block}: factor {scale} must be finite and not negative")
+        for hook in self._hooks:
+            chosen = schedules[hook.site.direction]
+            hook.scale = 1.0 if chosen is None else float(chosen[hook.site.block])
 
-    def _hook(self, site: _Site, target: Target) -> Any:
+    def _attach(self, hook: _Hook, target: Target) -> Any:
         # Kept out of compiled graphs, where `active` could be frozen as it is at the first call.
         @torch.compiler.disable
         def before_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if kwargs.get("encoder_hidden_states") is not None:
-                crossing = self._cross(kwargs["encoder_hidden_states"], site)
+                crossing = self._cross(kwargs["encoder_hidden_states"], hook)
                 return args, {**kwargs, "encoder_hidden_states": crossing}
             if len(args) > 1 and args[1] is not None:
-                return (args[0], self._cross(args[1], site), *args[2:]), kwargs
-            raise OmniNFTError(f"{site} was called without encoder_hidden_states: nothing crosses there")
+                return (args[0], self._cross(args[1], hook), *args[2:]), kwargs
+            raise OmniNFTError(f"{hook} was called without encoder_hidden_states: nothing crosses there")
 
         @torch.compiler.disable
         def after_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return self._cross(output, site)
+            return self._cross(output, hook)
 
         if target == "input":
-            return site.module.register_forward_pre_hook(before_attention, with_kwargs=True)
-        return site.module.register_forward_hook(after_projection)
+            return hook.module.register_forward_pre_hook(before_attention, with_kwargs=True)
+        return hook.module.register_forward_hook(after_projection)
 
-    def _cross(self, h: Tensor, site: _Site) -> Tensor:
-        if not torch.is_grad_enabled():
+    def _cross(self, h: Tensor, hook: _Hook) -> Tensor:
+        if hook.scale == 1 or not torch.is_grad_enabled():
             return h
         if not h.requires_grad:
-            site.count += self.active
+            hook.count += self.active
             return h
         # Also while disabled, so that what is recorded does not depend on when the caller enables.
-        return _scaled(h, lambda: self._read_scale(site))
+        return _scaled(h, lambda: self._read_scale(hook))
 
-    def _read_scale(self, site: _Site) -> float:
+    def _read_scale(self, hook: _Hook) -> float:
         if not self.active:
             return 1.0
-        site.count += 1
-        return site.scale
+        hook.count += 1
+        return hook.scale
 
     def enable(self) -> None:
         """Scale in every backward from now on."""
@@ -264,25 +264,29 @@ class GradientSurgery:
         self.disable()
 
     @property
+    def _cutting(self) -> list[_Hook]:
+        return [hook for hook in self._hooks if hook.scale != 1]
+
+    @property
     def bound(self) -> int:
-        """Number of blocks that have hooks: those whose factor is not 1."""
-        return len({site.block for site in self._sites})
+        """Number of blocks whose factor is not 1."""
+        return len({hook.site.block for hook in self._cutting})
 
     @property
     def counts(self) -> dict[int, int]:
-        """How often gradient was scaled at each block with hooks since the last reset: the least of its hooks."""
-        blocks = sorted({site.block for site in self._sites})
-        return {block: min(site.count for site in self._sites if site.block == block) for block in blocks}
+        """How often gradient was scaled at each block whose factor is not 1: the least of its hooks."""
+        blocks = sorted({hook.site.block for hook in self._cutting})
+        return {block: min(h.count for h in self._cutting if h.site.block == block) for block in blocks}
 
     @property
     def fired(self) -> set[int]:
-        """Blocks at which every hook has fired since the last reset."""
+        """Blocks at which every hook whose factor is not 1 has fired since the last reset."""
         return {block for block, count in self.counts.items() if count}
 
     def reset(self) -> None:
         """Forget what has fired."""
-        for site in self._sites:
-            site.count = 0
+        for hook in self._hooks:
+            hook.count = 0
 
     def check_fired(self) -> None:
         """Raise unless every hook that the schedules name is still in place and has fired since the last reset.
@@ -290,13 +294,13 @@ class GradientSurgery:
         Raises:
             OmniNFTError: it names the blocks and modules.
         """
-        replaced = [str(site) for site in self._sites if self._resolve(site.block, site.path) is not site.module]
+        replaced = [str(hook) for hook in self._cutting if hook.site.find(hook.path) is not hook.module]
         if replaced:
             raise OmniNFTError(
                 f"gradient surgery is bound to modules that were replaced since: {', '.join(replaced)}. "
                 "Add adapters and wrappers first."
             )
-        silent = [str(site) for site in self._sites if not site.count]
+        silent = [str(hook) for hook in self._cutting if not hook.count]
         if silent:
             raise OmniNFTError(
                 f"gradient surgery names {self.bound} blocks but did not fire at {', '.join(silent)}: the hooks were "
@@ -309,4 +313,4 @@ class GradientSurgery:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._sites.clear()
+        self._hooks.clear()

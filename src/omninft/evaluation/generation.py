@@ -26,13 +26,13 @@ from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.prompt_table import LISTING, PromptRow
 from omninft.evaluation.sampling import load_policy
 from omninft.models.loading import CLIP_FILE, model_path
-from omninft.rollout.decode import decode_clips
-from omninft.rollout.sampler import RolloutSampler, batches
+from omninft.noise import Occasion
+from omninft.rollout.clips import roll_out
+from omninft.rollout.sampler import RolloutSampler
 from omninft.scorers.views import fit_length
 from omninft.scorers.weights import file_sha256
 from omninft.types import Clip, OmniNFTError, PromptGroup
 
-BENCHMARK_NOISE = -4  # stands where the iteration stands in noise keys
 SETTINGS_FILE = "generation.json"
 SMALL_STEPS = 16  # of a model that names its own clip size, as the bundled one does
 
@@ -124,9 +124,8 @@ def generate_missing(
     sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
     groups = [PromptGroup(row.prompt, (0,)) for row in todo]
     done = 0
-    for batch in batches(groups, sampling.batch_size):
-        rollout = sampler.sample(batch, generation.seed, BENCHMARK_NOISE, adapter)
-        for clip in decode_clips(policy, rollout, sampler.geometry):
+    for _, clips in roll_out(sampler, groups, generation.seed, Occasion.BENCHMARK, adapter):
+        for clip in clips:
             _write(folder / sample_name(todo[done].index), clip, generation)
             done += 1
         progress(len(mine) - len(todo) + done, len(mine))

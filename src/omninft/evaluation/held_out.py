@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omninft.clips.first_frame import read_first_frame
 from omninft.clips.media import write_clip
-from omninft.config import EvaluationConfig
-from omninft.rollout.decode import decode_clips
-from omninft.rollout.sampler import RolloutSampler, batches
-from omninft.types import Clip, Prompt, PromptGroup, ScoreTable
+from omninft.distributed import Processes
+from omninft.models.protocol import AdapterName
+from omninft.noise import Occasion
+from omninft.prompts.sampler import spread
+from omninft.rollout.clips import roll_out
+from omninft.rollout.sampler import RolloutSampler
+from omninft.types import Clip, PromptGroup, ScoreTable
 
 SHOWN_SIDE = 256  # pixels: smaller clips are enlarged to about this, so that players show them
 
@@ -43,56 +45,42 @@ def load_scores(path: Path) -> EvaluationScores:
     return EvaluationScores(tuple(tree["names"]), np.array(tree["values"], dtype=np.float64), tuple(tree["prompt_ids"]))
 
 
-def evaluation_groups(prompts: tuple[Prompt, ...], num_clips: int) -> list[PromptGroup]:
-    """`num_clips` clips spread over the prompts: evenly spaced prompts first, then more samples of each."""
-    chosen = min(num_clips, len(prompts))
-    picked = [prompts[i * len(prompts) // chosen] for i in range(chosen)]
-    base, extra = divmod(num_clips, chosen)
-    return [PromptGroup(p, tuple(range(base + (i < extra)))) for i, p in enumerate(picked)]
-
-
-def spread(count: int, among: int) -> list[int]:
-    """`count` evenly spaced positions out of `among`."""
-    count = min(count, among)
-    return [i * among // count for i in range(count)] if count else []
-
-
 class Evaluator:
     """Runs one evaluation set (dev or test) for any adapter.
 
     Args:
+        sampler: how its clips are sampled.
+        groups: its clips.
+        seed, occasion: key the noise: the same for every policy that is evaluated, apart from training's.
         score: clips -> ScoreTable of every trained and held-out measure.
+        shown: number of clips that are written as files.
     """
 
     def __init__(
         self,
-        policy: Any,
-        config: EvaluationConfig,
-        prompts: tuple[Prompt, ...],
-        num_clips: int,
-        purpose: int,
+        sampler: RolloutSampler,
+        groups: Sequence[PromptGroup],
+        seed: int,
+        occasion: Occasion,
         score: Callable[[list[Clip]], ScoreTable],
-        processes: Any,
+        processes: Processes,
+        shown: int = 0,
     ) -> None:
-        self.sampler = RolloutSampler(policy, config.sampling, read_frame=read_first_frame)
-        self.policy, self.config, self.score, self.processes = policy, config, score, processes
-        self.groups = evaluation_groups(prompts, num_clips)
-        self.purpose = purpose  # stands in the iteration's place of the noise key: dev and test never share noise
+        self.sampler, self.groups, self.score, self.processes = sampler, tuple(groups), score, processes
+        self.seed, self.occasion, self.shown = seed, occasion, shown
 
     def run(
-        self, adapter: str, folder: Path | None, progress: Callable[[int, int], None] | None = None
+        self, adapter: AdapterName, folder: Path | None, progress: Callable[[int, int], None] | None = None
     ) -> EvaluationScores:
         """Sample, decode, score; the clips to show go to `folder` with a scores.json."""
         total = sum(len(g.samples) for g in self.groups)
-        shown = set(spread(self.config.shown_clips, total)) if folder is not None else set()
+        shown = set(spread(self.shown, total)) if folder is not None else set()
         tables: list[ScoreTable] = []
         entries: list[dict[str, Any]] = []
         written: list[tuple[Path, Clip]] = []
         rank, world = self.processes.rank, self.processes.world
         done = rank * (total // world)
-        for batch in batches(self.groups, self.config.sampling.batch_size, rank, world):
-            rollout = self.sampler.sample(batch, self.config.seed, self.purpose, adapter)
-            clips = decode_clips(self.policy, rollout, self.sampler.geometry)
+        for _, clips in roll_out(self.sampler, self.groups, self.seed, self.occasion, adapter, rank=rank, world=world):
             table = self.score(clips)
             tables.append(table)
             for i, clip in enumerate(clips):

@@ -16,9 +16,9 @@ from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmar
 from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark
 from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
-from omninft.evaluation.held_out import spread
 from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
 from omninft.evaluation.results import EvaluationResult
+from omninft.prompts.sampler import spread
 from omninft.types import OmniNFTError
 
 WORLD_PROMPTS = "world:test"

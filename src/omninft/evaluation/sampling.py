@@ -9,15 +9,16 @@ from pathlib import Path
 from omninft.clips.first_frame import read_first_frame
 from omninft.clips.media import write_clip
 from omninft.config import GuidanceConfig, ModelConfig, SamplingConfig
-from omninft.evaluation.held_out import SHOWN_SIDE, spread
+from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.export.lora import read_lora
 from omninft.models.ltx2 import LTX2Policy
+from omninft.models.protocol import AdapterName
+from omninft.noise import Occasion
+from omninft.prompts.sampler import spread
 from omninft.prompts.sources import WORLD, open_prompts
-from omninft.rollout.decode import decode_clips
-from omninft.rollout.sampler import RolloutSampler, batches
+from omninft.rollout.clips import roll_out
+from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Prompt, PromptGroup
-
-SAMPLE_NOISE = -3  # stands where the iteration stands in noise keys
 
 
 def sample_clips(
@@ -48,9 +49,8 @@ def sample_clips(
     sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
     groups = [PromptGroup(p, tuple(range(count))) for p in chosen]
     total, written, entries = len(groups) * count, [], []
-    for batch in batches(groups, sampling.batch_size):
-        rollout = sampler.sample(batch, seed, SAMPLE_NOISE, adapter)
-        for clip in decode_clips(policy, rollout, sampler.geometry):
+    for _, clips in roll_out(sampler, groups, seed, Occasion.SAMPLE, adapter):
+        for clip in clips:
             path = output / f"{clip.prompt.id}-{clip.sample}.mp4"
             write_clip(path, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
             written.append(path)
@@ -62,7 +62,7 @@ def sample_clips(
     return written
 
 
-def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Policy, str]:
+def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Policy, AdapterName]:
     """A model, with a LoRA on it where one is given, and the name of the adapter to sample with.
 
     Raises:

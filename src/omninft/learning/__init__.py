@@ -1,1 +1,1 @@
-"""The optimiser step of the current policy, and the old policy's way after it."""
+"""The optimiser step of the current policy, and what is measured around it."""

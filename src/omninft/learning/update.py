@@ -1,55 +1,37 @@
-"""One iteration's training: noise the clean latents, predict with old, reference and current, step.
+"""One iteration's training: micro-batches, backwards, checks, steps.
 
-Old and reference predict first, without a graph; then current goes forward *and* backward inside its own adapter
-context. Losses are divided by the number of valid clips of the whole iteration, so that micro-batches, processes and,
-with one step an iteration, sigmas add up to the mean.
+What is learnt is the objective's matter and who learns it the credit's; here, old and reference predict first, without
+a graph; then current goes forward *and* backward inside its own adapter context. Losses are divided by the number of
+valid clips of the whole iteration, so that micro-batches, processes and, with one step an iteration, sigmas add up to
+the mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from omninft.config import ObjectiveConfig, OptimiserConfig, SigmasConfig
-from omninft.noise import keyed_normal
-from omninft.objectives.negative_aware import (
-    BranchLoss,
-    NegativeAwareOptions,
-    add_noise,
-    branch_loss,
-    old_deviation,
-    predict_x0,
+from omninft.config import OptimiserConfig
+from omninft.distributed import Processes
+from omninft.learning.probes import RewardProbe, deviation, gradients_of, norms_by_stream
+from omninft.models.protocol import AdapterName, JointPolicy
+from omninft.objectives.protocol import BranchLoss, LossWeights, Objective, Prepared, Round
+from omninft.types import (
+    MODALITIES,
+    BranchAdvantages,
+    Geometry,
+    Latents,
+    OmniNFTError,
+    RewardGradients,
+    Rollout,
+    TokenWeights,
 )
-from omninft.types import BranchAdvantages, Geometry, Latents, OmniNFTError, Rollout
 
 PROBE_EVERY = 10  # iterations between measurements of each loss's own gradient; costs two backwards of one micro-batch
-# The stream whose residual a module writes: audio_to_video_attn writes into the video stream.
-_AUDIO_MODULES = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
-
-
-def stream_of(parameter: str) -> str:
-    """ "video" or "audio": which stream the module that owns this parameter writes to."""
-    return "audio" if any(f".{m}." in parameter for m in _AUDIO_MODULES) else "video"
-
-
-def training_sigmas(choice: SigmasConfig, schedule: Tensor) -> list[float]:
-    """The noise levels to train on, from the sampling schedule [steps + 1] (last entry 0).
-
-    `first_fraction` takes the noisiest int(fraction * steps), as the reference code does; `spread` takes `count` evenly
-    spaced ones, the noisiest among them; `list` takes its values.
-    """
-    levels = schedule[:-1].tolist()
-    if choice.choice == "list":
-        return list(choice.values)
-    if choice.choice == "first_fraction":
-        return levels[: max(1, int(len(levels) * choice.fraction))]
-    count = min(choice.count, len(levels))
-    return [levels[round(i * len(levels) / count)] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -57,43 +39,39 @@ class TrainingBatch:
     """All local clips of an iteration, with the credit each is given."""
 
     rollout: Rollout
-    advantages: BranchAdvantages
-    omega: Tensor | None  # [B, Tv], region weights
+    advantages: BranchAdvantages  # [B]
+    tokens: TokenWeights
     num_valid: tuple[int, int]  # valid clips of the whole iteration, video and audio
 
 
 class PolicyUpdate:
-    """Optimiser and objective of the current policy.
+    """Optimiser of the current policy under an objective.
 
     Args:
-        policy: see `omninft.models.ltx2.LTX2Policy`.
-        surgery: active during backwards (a context manager), or None.
+        policy: its trainables are trained.
+        geometry: of the clips.
+        objective: says at which noise levels, and what the loss is.
+        optimiser: AdamW's settings, micro-batches, and how often it steps.
+        schedule: [S + 1] float32, the sampling sigmas.
+        surgery: active during backwards, or None.
         video_loss_only: surgery acts on the video loss alone, at the price of a second backward.
     """
 
     def __init__(
         self,
-        policy: Any,
+        policy: JointPolicy,
         geometry: Geometry,
-        objective: ObjectiveConfig,
+        objective: Objective,
         optimiser: OptimiserConfig,
-        sigmas: list[float],
-        seed: int,
-        processes: Any,
-        surgery: AbstractContextManager[Any] | None = None,
+        schedule: Tensor,
+        processes: Processes,
+        surgery: AbstractContextManager[object] | None = None,
         video_loss_only: bool = False,
     ) -> None:
         self.policy, self.geometry, self.objective, self.settings = policy, geometry, objective, optimiser
-        self.sigmas, self.seed, self.processes = sigmas, seed, processes
-        self.surgery, self.video_loss_only = surgery, video_loss_only
-        self.options = NegativeAwareOptions(
-            objective.beta,
-            objective.advantage_clip,
-            objective.detach_weight,
-            objective.reference_weight,
-            objective.reference_space,
-        )
-        self.named = policy.adapters.named_parameters()
+        self.rounds: tuple[Round, ...] = objective.rounds(schedule)
+        self.processes, self.surgery, self.video_loss_only = processes, surgery, video_loss_only
+        self.named = policy.trainables.named_parameters()
         self.parameters = [p for _, p in self.named]
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -113,128 +91,133 @@ class PolicyUpdate:
         """
         sums: dict[str, float] = {}
         norms: list[dict[str, float]] = []
-        per_sigma = self.objective.step_per == "sigma"
-        shares = 1 if per_sigma else len(self.sigmas)
+        per_sigma = self.settings.step_per == "sigma"
+        shares = 1 if per_sigma else len(self.rounds)
+        counts = (batch.num_valid[0] * shares, batch.num_valid[1] * shares)
+        weights = LossWeights(batch.advantages, batch.tokens, counts)
         before = [p.detach().clone() for p in self.parameters]
-        last: tuple[Any, ...] = ()
-        for number, sigma in enumerate(self.sigmas):
+        last: tuple[Rollout, Prepared] | None = None
+        for round_ in self.rounds:
             for rows in self._micro_batches(len(batch.rollout)):
-                video, audio, last = self._accumulate(batch, rows, number, sigma, iteration, shares)
-                for name, branch in (("video", video), ("audio", audio)):
-                    for key, value in (("loss", branch.policy), ("reference", branch.reference)):
+                rollout = batch.rollout[rows]
+                probing = iteration % PROBE_EVERY == 0 and round_.number == 0 and rows.start == 0
+                video, audio, prepared = self._accumulate(rollout, weights[rows], round_, iteration, probing)
+                last = rollout, prepared
+                for name, branch in zip(MODALITIES, (video, audio), strict=True):
+                    for key, value in branch.parts.items():
                         sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(value[branch.valid].sum())
-            if per_sigma or number == len(self.sigmas) - 1:
+            if per_sigma or round_ is self.rounds[-1]:
                 norms.append(self._step(iteration))
-        counts = {"video": batch.num_valid[0], "audio": batch.num_valid[1]}
+        valid = dict(zip(MODALITIES, batch.num_valid, strict=True))
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         self.processes.sum_([totals])
         metrics = {
-            key: float(total) / max(1, counts[key.split("/")[1]] * len(self.sigmas))
+            key: float(total) / max(1, valid[key.split("/")[1]] * len(self.rounds))  # type: ignore[index]
             for key, total in zip(sums, totals, strict=True)
         }
         metrics |= {key: sum(n[key] for n in norms) / len(norms) for key in norms[0]}
         metrics |= self._update_norms(before) | self._probes
         self._probes = {}
-        metrics |= self._deviation(last)
+        if last is not None:
+            metrics |= self._deviation(*last)
         return metrics
 
+    def reward_gradients(
+        self, clips: Rollout, tokens: TokenWeights, alone: Sequence[BranchAdvantages], iteration: int
+    ) -> RewardGradients:
+        """Inner products of each reward's own gradient over all clips at the first sigma; nothing is updated.
+
+        Args:
+            clips: of this process.
+            tokens: their weights.
+            alone: [K] what they would teach the branches if each reward were the only one.
+            iteration: keys the noise, which is that of `run`.
+        """
+        options = self.objective.options
+        probe = RewardProbe(len(alone), (options.video_weight, options.audio_weight))
+        everyone = len(clips) * self.processes.world
+        for rows in self._micro_batches(len(clips)):
+            rollout = clips[rows]
+            prepared = self._prepare(rollout, self.rounds[0], iteration)
+            with self.policy.trainables.using("current"):
+                current = self._predict(rollout, "current", prepared.noisy, prepared.sigma)
+                for k, advantages in enumerate(alone):
+                    weights = LossWeights(advantages, tokens, (everyone, everyone))[rows]
+                    losses = self.objective.loss(current, prepared, weights)
+                    for branch, loss in enumerate(losses):
+                        with self._surgery_on(MODALITIES[branch]):
+                            probe.add(k, branch, gradients_of(loss.loss, self.parameters))
+        return probe.result(self.processes)
+
     def _micro_batches(self, num_clips: int) -> Iterator[slice]:
-        size = self.objective.micro_batch
+        size = self.settings.micro_batch
         for start in range(0, num_clips, size):
             yield slice(start, min(start + size, num_clips))
 
+    def _predict(self, rollout: Rollout, adapter: AdapterName, noisy: Latents, sigma: Tensor) -> Latents:
+        return self.policy.velocity(noisy, sigma, rollout.context, self.geometry, adapter, rollout.conditioning)
+
+    @torch.no_grad()
+    def _prepare(self, rollout: Rollout, round_: Round, iteration: int) -> Prepared:
+        def predict(adapter: AdapterName, noisy: Latents, sigma: Tensor) -> Latents:
+            return self._predict(rollout, adapter, noisy, sigma)
+
+        return self.objective.prepare(rollout, round_, iteration, predict)
+
     def _accumulate(
-        self, batch: TrainingBatch, rows: slice, number: int, sigma: float, iteration: int, shares: int
-    ) -> tuple[BranchLoss, BranchLoss, tuple[Any, ...]]:
+        self, rollout: Rollout, weights: LossWeights, round_: Round, iteration: int, probing: bool
+    ) -> tuple[BranchLoss, BranchLoss, Prepared]:
         """Forward and backward of one micro-batch at one sigma; gradients add up in the parameters."""
-        rollout, g = batch.rollout, self.geometry
-        clean, context = rollout.latents[rows], rollout.context[rows]
-        given = rollout.conditioning[rows] if rollout.conditioning is not None else None
-        keys = rollout.clip_keys[rows]
-        noise = Latents(
-            keyed_normal(keys, (g.video_tokens, g.video_channels), self.seed, iteration, f"train_video_{number}"),
-            keyed_normal(keys, (g.audio_tokens, g.audio_channels), self.seed, iteration, f"train_audio_{number}"),
-        ).to(clean.video.device)
-        level = torch.full((len(keys),), sigma, device=clean.video.device)
-        video_level = level if given is None else level[:, None] * ~given.mask
-        noisy = Latents(add_noise(clean.video, noise.video, video_level), add_noise(clean.audio, noise.audio, level))
-
-        def predict(adapter: str) -> Latents:
-            v = self.policy.velocity(noisy, level, context, g, adapter, given)
-            return Latents(predict_x0(noisy.video, v.video, video_level), predict_x0(noisy.audio, v.audio, level))
-
-        with torch.no_grad():
-            old = predict("old")
-            reference = predict("reference") if self.options.reference_weight else None
+        prepared = self._prepare(rollout, round_, iteration)
         # The adapter stays in force through the backward: checkpointing computes forwards again in it.
-        with self.policy.adapters.using("current"):
-            current = predict("current")
-            video = branch_loss(
-                current_x0=current.video,
-                old_x0=old.video,
-                clean_x0=clean.video,
-                reference_x0=None if reference is None else reference.video,
-                sigma=video_level,
-                advantage=batch.advantages.video[rows],
-                valid=batch.advantages.video_valid[rows],
-                num_valid=batch.num_valid[0] * shares,
-                omega=None if batch.omega is None else batch.omega[rows],
-                token_mask=None if given is None else ~given.mask,
-                options=self.options,
-            )
-            audio = branch_loss(
-                current_x0=current.audio,
-                old_x0=old.audio,
-                clean_x0=clean.audio,
-                reference_x0=None if reference is None else reference.audio,
-                sigma=level,
-                advantage=batch.advantages.audio[rows],
-                valid=batch.advantages.audio_valid[rows],
-                num_valid=batch.num_valid[1] * shares,
-                options=self.options,
-            )
-            self._require_finite_losses(video, audio, sigma, keys, iteration)
-            if iteration % PROBE_EVERY == 0 and number == 0 and rows.start == 0:
+        with self.policy.trainables.using("current"):
+            current = self._predict(rollout, "current", prepared.noisy, prepared.sigma)
+            video, audio = self.objective.loss(current, prepared, weights)
+            self._require_finite_losses(video, audio, round_, rollout.clip_keys, iteration)
+            if probing:
                 self._probes = self._probe(video.loss, audio.loss)
-            self._backward(self.objective.video_weight * video.loss, self.objective.audio_weight * audio.loss)
-        return video, audio, (noisy, level, video_level, context, given, old)
+            options = self.objective.options
+            self._backward(options.video_weight * video.loss, options.audio_weight * audio.loss)
+        return video, audio, prepared
+
+    def _surgery_on(self, branch: str) -> AbstractContextManager[object]:
+        """The surgery, where it acts on this branch's loss."""
+        acts = branch == "video" or not self.video_loss_only
+        return self.surgery if self.surgery is not None and acts else nullcontext()
 
     def _backward(self, video_loss: Tensor, audio_loss: Tensor) -> None:
         if self.surgery is not None and self.video_loss_only:
             with self.surgery:
-                video_loss.backward(retain_graph=True)
-            audio_loss.backward()
+                video_loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            audio_loss.backward()  # type: ignore[no-untyped-call]
             return
         with self.surgery or nullcontext():
             (video_loss + audio_loss).backward()
 
     def _probe(self, video_loss: Tensor, audio_loss: Tensor) -> dict[str, float]:
         """Gradient norm of each branch's loss alone in each stream, on this process's first micro-batch."""
-        norms: dict[str, float] = {}
         # A parameter that was frozen by mistake is named by `_step`, not here.
         trained = [(name, p) for name, p in self.named if p.requires_grad]
-        for branch, loss in (("video", video_loss), ("audio", audio_loss)):
-            with (self.surgery if branch == "video" or not self.video_loss_only else None) or nullcontext():
-                gradients = torch.autograd.grad(loss, [p for _, p in trained], retain_graph=True, allow_unused=True)
-            squares = {"video": 0.0, "audio": 0.0}
-            for (name, _), gradient in zip(trained, gradients, strict=True):
-                if gradient is not None:
-                    squares[stream_of(name)] += float(gradient.square().sum())
-            for stream, square in squares.items():
-                norms[f"branch_gradient/{branch}_loss_in_{stream}_stream"] = square**0.5
-        return norms
+        names = [name for name, _ in trained]
+        found: dict[str, float] = {}
+        for branch, loss in zip(MODALITIES, (video_loss, audio_loss), strict=True):
+            with self._surgery_on(branch):
+                gradients = gradients_of(loss, [p for _, p in trained])
+            for stream, norm in norms_by_stream(gradients, names, self.policy.stream_of).items():
+                found[f"branch_gradient/{branch}_loss_in_{stream}_stream"] = norm
+        return found
 
     def _require_finite_losses(
-        self, video: BranchLoss, audio: BranchLoss, sigma: float, keys: list[tuple[str, int]], iteration: int
+        self, video: BranchLoss, audio: BranchLoss, round_: Round, keys: list[tuple[str, int]], iteration: int
     ) -> None:
-        for name, branch in (("video", video), ("audio", audio)):
+        for name, branch in zip(MODALITIES, (video, audio), strict=True):
             if not torch.isfinite(branch.loss):
-                per_clip = branch.policy + branch.reference
+                per_clip = torch.stack([*branch.parts.values()]).sum(dim=0)
                 culprits = [f"{p}#{s}" for (p, s), ok in zip(keys, torch.isfinite(per_clip), strict=True) if not ok]
                 raise OmniNFTError(
-                    f"iteration {iteration}, sigma {sigma:.4g}: the {name} loss is {float(branch.loss.detach())} "
-                    f"(clips {', '.join(culprits[:3]) or 'none alone'}); nothing was updated, "
-                    "the last checkpoint is intact. A lower learning rate or float32 usually helps"
+                    f"iteration {iteration}, sigma {round_.sigma:.4g}: the {name} loss is "
+                    f"{float(branch.loss.detach())} (clips {', '.join(culprits) or 'unknown'}); nothing was updated, "
+                    "the last checkpoint is intact"
                 )
 
     def _step(self, iteration: int) -> dict[str, float]:
@@ -256,7 +239,7 @@ class PolicyUpdate:
                     f"iteration {iteration}: the gradient of {name} is not finite ({float(norm)}); "
                     "nothing was updated, the last checkpoint is intact"
                 )
-            stream = stream_of(name)
+            stream = self.policy.stream_of(name)
             squares[stream] = squares.get(stream, torch.zeros_like(norm)) + norm.square()
         metrics = {f"gradient_norm/{stream}": float(value.sqrt()) for stream, value in squares.items()}
         torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
@@ -269,22 +252,19 @@ class PolicyUpdate:
         return metrics | {"learning_rate": rate}
 
     def _update_norms(self, before: list[Tensor]) -> dict[str, float]:
-        squares = {"video": 0.0, "audio": 0.0}
-        for (name, parameter), start in zip(self.named, before, strict=True):
-            squares[stream_of(name)] += float((parameter.detach() - start).square().sum())
-        return {f"update_norm/{stream}": value**0.5 for stream, value in squares.items()}
+        moved = [p.detach() - start for p, start in zip(self.parameters, before, strict=True)]
+        norms = norms_by_stream(moved, [name for name, _ in self.named], self.policy.stream_of)
+        return {f"update_norm/{stream}": norm for stream, norm in norms.items()}
 
     @torch.no_grad()
-    def _deviation(self, last: tuple[Any, ...]) -> dict[str, float]:
+    def _deviation(self, rollout: Rollout, prepared: Prepared) -> dict[str, float]:
         """mean |x0_cur - x0_old| on the last micro-batch, after the step and before old is moved."""
-        noisy, level, video_level, context, given, old = last
-        v = self.policy.velocity(noisy, level, context, self.geometry, "current", given)
-        video = predict_x0(noisy.video, v.video, video_level)
-        audio = predict_x0(noisy.audio, v.audio, level)
-        mask = None if given is None else ~given.mask
+        current = self._predict(rollout, "current", prepared.noisy, prepared.sigma)
+        old = prepared.old or self._predict(rollout, "old", prepared.noisy, prepared.sigma)
+        free = None if rollout.conditioning is None else ~rollout.conditioning.mask
         return {
-            "old_deviation/video": float(old_deviation(video, old.video, mask).mean()),
-            "old_deviation/audio": float(old_deviation(audio, old.audio).mean()),
+            f"old_deviation/{branch}": total / clips
+            for branch, (total, clips) in deviation(current, old, prepared.sigma, free).items()
         }
 
 

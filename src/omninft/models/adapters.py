@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omninft.config import LoraConfig
+from omninft.models.protocol import AdapterName, TrainedName
 from omninft.types import OmniNFTError
-
-AdapterName = Literal["current", "old", "reference"]
 
 ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 FEED_FORWARDS = ("ff", "audio_ff")
@@ -62,7 +60,7 @@ class AdapterSet:
         self.copy("current", "old")
         self._active: AdapterName = "reference"
 
-    def state(self, name: Literal["current", "old"]) -> dict[str, Tensor]:
+    def state(self, name: TrainedName) -> dict[str, Tensor]:
         """Parameters of an adapter by module name, e.g. `transformer_blocks.0.attn1.to_q.lora_A`."""
         mark = f".{name}."
         return {
@@ -71,7 +69,7 @@ class AdapterSet:
             if mark in n and ".lora_" in n
         }
 
-    def load_state(self, name: Literal["current", "old"], state: dict[str, Tensor]) -> None:
+    def load_state(self, name: TrainedName, state: dict[str, Tensor]) -> None:
         """Overwrite an adapter.
 
         Raises:
@@ -97,11 +95,11 @@ class AdapterSet:
         """Name and trained parameter, in the order of `parameters()`."""
         return [(n, p) for n, p in self.transformer.named_parameters() if p.requires_grad]
 
-    def copy(self, source: Literal["current", "old"], target: Literal["current", "old"]) -> None:
+    def copy(self, source: TrainedName, target: TrainedName) -> None:
         """Make `target` equal to `source`."""
         self.load_state(target, self.state(source))
 
-    def mix_old(self, decay: float) -> None:
+    def mix(self, decay: float) -> None:
         """old <- decay * old + (1 - decay) * current."""
         current, old = self.state("current"), self.state("old")
         for key, tensor in old.items():

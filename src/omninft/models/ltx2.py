@@ -8,7 +8,7 @@ pack as `b c f h w -> b (f h w) c`, audio latents as `b c t m -> b t (c m)`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,36 @@ from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from torch import Tensor, nn
 
 from omninft.config import ModelConfig, SamplingConfig
-from omninft.models.adapters import AdapterName, AdapterSet
+from omninft.models.adapters import AdapterSet
 from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
-from omninft.types import Conditioning, Geometry, Latents, OmniNFTError, TextContext
+from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder
+from omninft.models.recording import ResponseRecorder, V2ARecorder
+from omninft.types import Conditioning, Geometry, Latents, Modality, OmniNFTError, Recording, TextContext
 
-# joint: the model as it is (conditional or not is a matter of the context); stg: self-attention of some blocks
-# replaced by its values; isolated: A2V and V2A switched off.
-Mode = Literal["joint", "stg", "isolated"]
+# A block's cross-modal attentions, and the modules that write into the audio stream.
+CROSS_ATTENTIONS: tuple[tuple[Direction, str], ...] = (("a2v", "audio_to_video_attn"), ("v2a", "video_to_audio_attn"))
+_AUDIO_MODULES = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
+
+
+def cross_sites(blocks: Sequence[nn.Module]) -> tuple[CrossSite, ...]:
+    """The places where the streams of LTX-2's blocks read each other.
+
+    Raises:
+        OmniNFTError: a block without such a module.
+    """
+    sites = tuple(
+        CrossSite(number, direction, block, name)
+        for number, block in enumerate(blocks)
+        for direction, name in CROSS_ATTENTIONS
+    )
+    for site in sites:
+        site.find(site.attention)
+    return sites
+
+
+def stream_of(parameter: str) -> Modality:
+    """Which stream the module that owns this parameter writes to: audio_to_video_attn writes into the video stream."""
+    return "audio" if any(f".{m}." in parameter for m in _AUDIO_MODULES) else "video"
 
 
 class LTX2Policy:
@@ -41,7 +64,6 @@ class LTX2Policy:
         self.adapters = AdapterSet(self.transformer, config.lora, seed)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.use_cross_timestep = True if config.use_cross_timestep is None else config.use_cross_timestep
         self._text: dict[str, TextContext] = {}
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
         for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
@@ -54,8 +76,41 @@ class LTX2Policy:
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Transformer blocks: the cross-modal sites, where gradients can be scaled and attention summed."""
+        """Transformer blocks."""
         return self.transformer.transformer_blocks  # type: ignore[return-value]
+
+    @property
+    def trainables(self) -> AdapterSet:
+        """The adapters: current, old, and reference without any."""
+        return self.adapters
+
+    @property
+    def sites(self) -> tuple[CrossSite, ...]:
+        """Both cross-modal attentions of every block."""
+        return cross_sites(self.blocks)
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """Counts for people."""
+        parameters = sum(p.numel() for _, p in self.adapters.named_parameters())
+        modules = len(self.adapters.layers)
+        return {"blocks": len(self.blocks), "lora_modules": modules, "lora_parameters": parameters}
+
+    def stream_of(self, parameter: str) -> Modality:
+        """Which stream the module that owns this parameter writes to."""
+        return stream_of(parameter)
+
+    def recorder(self, recording: Recording) -> Recorder:
+        """Hooks on the cross-modal attentions that record while told to.
+
+        Raises:
+            OmniNFTError: a first block that the model does not have.
+        """
+        first = recording.first_block
+        first = int(first * len(self.blocks)) if isinstance(first, float) else first
+        if recording.kind == "responses":
+            return ResponseRecorder([site for site in self.sites if site.block >= first])
+        return V2ARecorder(self.blocks, None, first, recording.rope, recording.value_weighted)
 
     def geometry(self, sampling: SamplingConfig) -> Geometry:
         """Sizes of the clips that `sampling` asks for; what it leaves out is the model's training size.
@@ -181,7 +236,7 @@ class LTX2Policy:
                 audio_coords=audio_coords,
                 isolate_modalities=mode == "isolated",
                 spatio_temporal_guidance_blocks=list(stg_blocks) if mode == "stg" else None,
-                use_cross_timestep=self.use_cross_timestep,
+                use_cross_timestep=True,
                 return_dict=False,
             )
         return Latents(made_video.float(), made_audio.float())

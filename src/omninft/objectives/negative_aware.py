@@ -13,13 +13,18 @@ Predictions and losses are float32 and the adaptive weights are reduced in float
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.types import OmniNFTError
+from omninft.config import Frozen, Positive
+from omninft.noise import Purpose, keyed_normal
+from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
+from omninft.types import Latents, Needs, Rollout
 
 ReferenceSpace = Literal["x0", "velocity"]
 
@@ -27,41 +32,53 @@ ReferenceSpace = Literal["x0", "velocity"]
 MIN_ERROR = 1e-5
 
 
-@dataclass(frozen=True)
-class NegativeAwareOptions:
+class SigmasOptions(Frozen):
+    """Which of the sampling sigmas the loss is taken at."""
+
+    choice: Literal["first_fraction", "spread", "list"] = "first_fraction"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # first_fraction
+    count: Positive = 4  # spread: evenly spaced over the sampling schedule
+    values: tuple[float, ...] = ()  # list
+
+    @model_validator(mode="after")
+    def _list_has_values(self) -> SigmasOptions:
+        if self.choice == "list" and (not self.values or any(not 0 < s <= 1 for s in self.values)):
+            raise ValueError(f"choice: list needs values in (0, 1], found {list(self.values)}")
+        return self
+
+
+def training_sigmas(choice: SigmasOptions, schedule: Tensor) -> list[float]:
+    """The noise levels to train on, from the sampling schedule [steps + 1] (last entry 0).
+
+    `first_fraction` takes the noisiest int(fraction * steps), as the reference code does; `spread` takes `count` evenly
+    spaced ones, the noisiest among them; `list` takes its values.
+    """
+    levels: list[float] = schedule[:-1].tolist()
+    if choice.choice == "list":
+        return list(choice.values)
+    if choice.choice == "first_fraction":
+        return levels[: max(1, int(len(levels) * choice.fraction))]
+    count = min(choice.count, len(levels))
+    return [levels[round(i * len(levels) / count)] for i in range(count)]
+
+
+class NegativeAwareOptions(ObjectiveOptions):
     """Settings of the objective."""
 
-    beta: float = 1.0  # > 0, how far the implicit policies lie from the old one
-    adv_clip: float = 5.0  # > 0, the advantage at which a sample is all positive or all negative
+    kind: Literal["negative_aware"] = "negative_aware"
+    beta: Annotated[float, Field(gt=0)] = 1.0  # how far the implicit policies lie from the old one
+    advantage_clip: Annotated[float, Field(gt=0)] = 5.0  # the advantage at which a sample is all positive or negative
     # DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients.
     detach_weight: bool = True
-    reference_weight: float = 1e-4  # >= 0, of the pull to the model without adapter
+    reference_weight: Annotated[float, Field(ge=0)] = 1e-4  # of the pull to the model without adapter
     reference_space: ReferenceSpace = "x0"  # OmniNFT's reference code; DiffusionNFT takes velocity
+    sigmas: SigmasOptions = SigmasOptions()
 
-    def __post_init__(self) -> None:
-        for name in ("beta", "adv_clip"):
-            if not getattr(self, name) > 0:
-                raise OmniNFTError(f"objective.{name} must be positive, found {getattr(self, name)}")
-        if not self.reference_weight >= 0:
-            raise OmniNFTError(f"objective.reference_weight must not be negative, found {self.reference_weight}")
-        if self.reference_space not in get_args(ReferenceSpace):
-            raise OmniNFTError(
-                f"objective.reference_space is {self.reference_space!r}, expected one of {get_args(ReferenceSpace)}"
-            )
+    def build(self, context: ObjectiveContext) -> NegativeAware:
+        return NegativeAware(self, context)
 
 
 DEFAULT_OPTIONS = NegativeAwareOptions()
-
-
-@dataclass(frozen=True)
-class BranchLoss:
-    """Loss of one modality's micro-batch, and its parts per clip for the log (valid clips or not)."""
-
-    loss: Tensor  # scalar float32, to be back-propagated
-    policy: Tensor  # [B] float32, detached
-    reference: Tensor  # [B] float32, detached, before its weight
-    old_deviation: Tensor  # [B] float32, detached, mean |x0_cur - x0_old|
-    valid: Tensor  # [B] bool, the clips that are in `loss`
 
 
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -107,7 +124,7 @@ def policy_loss(
         omega: [B, T] >= 0 region weights, ones by default.
         token_mask: [B, T] bool, True where a token counts (False: it was given). Masked tokens leave the loss and the
             means of w+-.
-        options: beta, adv_clip and detach_weight are read.
+        options: beta, advantage_clip and detach_weight are read.
 
     Returns:
         [B] float32. 0 for a clip in which no token counts.
@@ -117,7 +134,7 @@ def policy_loss(
     """
     _check_shapes(current_x0, old_x0, clean_x0, advantage, omega, token_mask)
     current, old, clean = current_x0.float(), old_x0.detach().float(), clean_x0.detach().float()
-    beta, clip = options.beta, options.adv_clip
+    beta, clip = options.beta, options.advantage_clip
     positive = _weighted_error(beta * current + (1 - beta) * old - clean, token_mask, options.detach_weight)
     negative = _weighted_error((1 + beta) * old - beta * current - clean, token_mask, options.detach_weight)
     share = (advantage.float().clamp(-clip, clip) / clip / 2 + 0.5).clamp(0, 1)[:, None]
@@ -196,12 +213,6 @@ def reference_loss(
     return _clip_mean(difference.square().mean(dim=2), token_mask)
 
 
-def old_deviation(current_x0: Tensor, old_x0: Tensor, token_mask: Tensor | None = None) -> Tensor:
-    """mean |x0_cur - x0_old| per clip: how far training has moved. [B, T, C] twice -> [B] float32, detached."""
-    difference = (current_x0.detach().float() - old_x0.detach().float()).abs()
-    return _clip_mean(difference.mean(dim=2), token_mask)
-
-
 def branch_loss(
     *,
     current_x0: Tensor,
@@ -244,10 +255,99 @@ def branch_loss(
     per_clip = policy + options.reference_weight * reference
     # An all-invalid batch still gives a loss with a graph, of value and gradient 0: distributed processes stay in step.
     loss = torch.where(valid, per_clip, 0.0).sum() / (num_valid if num_valid > 0 else 1)
-    return BranchLoss(
-        loss=loss,
-        policy=policy.detach(),
-        reference=reference.detach(),
-        old_deviation=old_deviation(current_x0, old_x0, token_mask),
-        valid=valid,
-    )
+    return BranchLoss(loss, valid, {"loss": policy.detach(), "reference": reference.detach()})
+
+
+@dataclass(frozen=True)
+class PreparedNoise:
+    """Clean latents under noise, and what old and reference make of them."""
+
+    noisy: Latents
+    sigma: Tensor  # [B]
+    old: Latents  # velocities
+    clean: Latents
+    video_sigma: Tensor  # [B], or [B, Tv] where tokens are given
+    token_mask: Tensor | None  # [B, Tv] bool, True where a video token counts
+    old_x0: Latents
+    reference_x0: Latents | None
+
+
+class NegativeAware:
+    """The objective of DiffusionNFT and OmniNFT: see the functions above."""
+
+    needs = Needs()
+
+    def __init__(self, options: NegativeAwareOptions, context: ObjectiveContext) -> None:
+        self.options, self.geometry, self.seed = options, context.geometry, context.seed
+
+    def rounds(self, schedule: Tensor) -> tuple[Round, ...]:
+        """One at each chosen sigma."""
+        return tuple(Round(n, sigma) for n, sigma in enumerate(training_sigmas(self.options.sigmas, schedule)))
+
+    def prepare(self, rollout: Rollout, round_: Round, iteration: int, predict: Predict) -> PreparedNoise:
+        """Noise keyed by clip and round on the clean latents; given tokens stay clean, at sigma 0."""
+        g, clean, given = self.geometry, rollout.latents, rollout.conditioning
+        sizes = (g.video_tokens, g.video_channels), (g.audio_tokens, g.audio_channels)
+        keyed = [
+            keyed_normal(rollout.clip_keys, size, self.seed, iteration, purpose, round_.number)
+            for size, purpose in zip(sizes, (Purpose.TRAIN_VIDEO, Purpose.TRAIN_AUDIO), strict=True)
+        ]
+        noise = Latents(*keyed).to(clean.video.device)
+        level = torch.full((len(rollout),), round_.sigma, device=clean.video.device)
+        video_level = level if given is None else level[:, None] * ~given.mask
+        noisy = Latents(add_noise(clean.video, noise.video, video_level), add_noise(clean.audio, noise.audio, level))
+        old = predict("old", noisy, level)
+        reference = predict("reference", noisy, level) if self.options.reference_weight else None
+        return PreparedNoise(
+            noisy=noisy,
+            sigma=level,
+            old=old,
+            clean=clean,
+            video_sigma=video_level,
+            token_mask=None if given is None else ~given.mask,
+            old_x0=clean_predictions(noisy, old, video_level, level),
+            reference_x0=None if reference is None else clean_predictions(noisy, reference, video_level, level),
+        )
+
+    def loss(self, current: Latents, prepared: PreparedNoise, weights: LossWeights) -> tuple[BranchLoss, BranchLoss]:
+        """`branch_loss` of both branches."""
+        p, a = prepared, weights.advantages
+        x0 = clean_predictions(p.noisy, current, p.video_sigma, p.sigma)
+        video = branch_loss(
+            current_x0=x0.video,
+            old_x0=p.old_x0.video,
+            clean_x0=p.clean.video,
+            reference_x0=None if p.reference_x0 is None else p.reference_x0.video,
+            sigma=p.video_sigma,
+            advantage=a.video,
+            valid=a.video_valid,
+            num_valid=weights.num_valid[0],
+            omega=weights.tokens.video,
+            token_mask=p.token_mask,
+            options=self.options,
+        )
+        audio = branch_loss(
+            current_x0=x0.audio,
+            old_x0=p.old_x0.audio,
+            clean_x0=p.clean.audio,
+            reference_x0=None if p.reference_x0 is None else p.reference_x0.audio,
+            sigma=p.sigma,
+            advantage=a.audio,
+            valid=a.audio_valid,
+            num_valid=weights.num_valid[1],
+            omega=weights.tokens.audio,
+            options=self.options,
+        )
+        return video, audio
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing is carried from one iteration to the next."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+def clean_predictions(noisy: Latents, velocity: Latents, video_sigma: Tensor, sigma: Tensor) -> Latents:
+    """x0_hat of both streams."""
+    return Latents(predict_x0(noisy.video, velocity.video, video_sigma), predict_x0(noisy.audio, velocity.audio, sigma))

@@ -10,22 +10,25 @@ import numpy as np
 import torch
 from diffusers import LTX2Pipeline
 
-from omninft.config import EvaluationConfig, ModelConfig, RewardConfig, SamplingConfig
-from omninft.distributed import Processes
-from omninft.evaluation.held_out import Evaluator
+from omninft.config import EvaluationConfig, GuidanceConfig, ModelConfig, RewardConfig, SamplingConfig
 from omninft.models.ltx2 import LTX2Policy
+from omninft.noise import Occasion
 from omninft.pretrain import autoencoders
 from omninft.pretrain.run import DEFECTS
 from omninft.pretrain.sizes import SIZES
+from omninft.prompts.sampler import evaluation_groups
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
-from omninft.types import Clip
+from omninft.rollout.clips import roll_out
+from omninft.rollout.sampler import RolloutSampler
+from omninft.types import Clip, ScoreTable
 from omninft.worlds import bounce
 from omninft.worlds.dataset import WorldBatch, world_batch, world_clips
 
 FLOOR_SEED = 77_000_001  # apart from the seeds of training clips
 CHUNK = 32
+PLAIN = GuidanceConfig()
 
 CARD = """\
 ---
@@ -73,12 +76,13 @@ def write_card(
     truth = world_batch(floor_clips, FLOOR_SEED)
     real = runner.score(world_clips(truth, truth.video, truth.waveforms[:, None]))
     floor = runner.score(round_trip(policy.pipeline, truth))
-    sampling = SamplingConfig(num_steps=16)
-    evaluator = Evaluator(
-        policy, EvaluationConfig(sampling=sampling), open_prompts("world:test").prompts, evaluated, -2,
-        runner.score, Processes(),
-    )  # fmt: skip
-    model = evaluator.run("reference", None, progress)
+    sampler = RolloutSampler(policy, SamplingConfig(num_steps=16, video_guidance=PLAIN, audio_guidance=PLAIN))
+    groups = evaluation_groups(open_prompts("world:test").prompts, evaluated)
+    tables: list[ScoreTable] = []
+    for _, clips in roll_out(sampler, groups, EvaluationConfig().seed, Occasion.TEST, "reference"):
+        tables.append(runner.score(clips))
+        progress(sum(len(t.values) for t in tables), evaluated)
+    model = ScoreTable.cat(tables)
     runner.close()
     measured = {
         "real": _means(real.names, real.values),

@@ -86,3 +86,17 @@ class GroupSampler:
             taken = set(head)
             order = (*head, *(i for i in shuffled if i not in taken))
         return order
+
+
+def evaluation_groups(prompts: Sequence[Prompt], num_clips: int) -> list[PromptGroup]:
+    """`num_clips` clips spread over the prompts: evenly spaced prompts first, then more samples of each."""
+    chosen = min(num_clips, len(prompts))
+    picked = [prompts[i] for i in spread(chosen, len(prompts))]
+    base, extra = divmod(num_clips, chosen)
+    return [PromptGroup(p, tuple(range(base + (i < extra)))) for i, p in enumerate(picked)]
+
+
+def spread(count: int, among: int) -> list[int]:
+    """`count` evenly spaced positions out of `among`."""
+    count = min(count, among)
+    return [i * among // count for i in range(count)] if count else []

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import importlib.metadata
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from omninft.config import RewardConfig
+from omninft.config import RewardConfig, import_object
 from omninft.scorers.weights import JudgingModel
 from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
 
@@ -212,7 +209,7 @@ def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) 
 
 def _registered(name: str) -> Any:
     if name in REWARDS:
-        return _imported(REWARDS[name], f"reward {name!r}")
+        return import_object(REWARDS[name], f"reward {name!r}")
     point = next(p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == name)
     return point.load()
 
@@ -225,7 +222,7 @@ def _construct(factory: Any, config: RewardConfig, where: str) -> Reward:
 
 
 def _from_path(config: RewardConfig, where: str) -> Reward:
-    found = _imported(config.name, where)
+    found = import_object(config.name, where)
     if isinstance(found, type) and hasattr(found, "score"):
         return _construct(found, config, where)
     if isinstance(found, Reward):
@@ -244,24 +241,6 @@ def _from_path(config: RewardConfig, where: str) -> Reward:
     doc = (getattr(found, "__doc__", None) or f"scores of {config.name}").strip().splitlines()[0]
     spec = ComponentSpec(name, route, doc, range=(-np.inf, np.inf))
     return CallableReward(name, function, (spec,))
-
-
-def _imported(path: str, where: str) -> Any:
-    """The object at "package.module:name"."""
-    module_name, _, name = path.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may raise anything while it is imported
-        raise OmniNFTError(
-            f"{where}: cannot import {module_name!r} from {os.getcwd()} or the installed packages: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not hasattr(module, name):
-        public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise OmniNFTError(f"{where}: {module_name} has no {name!r}{_nearest(name, public)}")
-    return getattr(module, name)
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

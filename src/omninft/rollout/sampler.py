@@ -9,51 +9,60 @@ then its standard deviation is pulled back to that of x0 by the share `rescale`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from omninft.config import GuidanceConfig, SamplingConfig
-from omninft.noise import keyed_normal
-from omninft.types import Conditioning, Geometry, Latents, OmniNFTError, PromptGroup, Rollout, TextContext
+from omninft.models.protocol import AdapterName, JointPolicy, Mode, Recorder
+from omninft.noise import Purpose, keyed_normal
+from omninft.types import (
+    Conditioning,
+    Geometry,
+    Latents,
+    Needs,
+    OmniNFTError,
+    PromptGroup,
+    Rollout,
+    TextContext,
+    regrouped,
+)
 
 ReadFrame = Callable[[str, int, int], Tensor]
-
-
-class Recorder(Protocol):
-    """Collects attention while `recording` is set."""
-
-    recording: bool
-
-    def take_mean(self) -> Tensor: ...
+NOTHING = Needs()
 
 
 class RolloutSampler:
     """Samples prompt groups with one adapter of a policy.
 
     Args:
-        policy: see `omninft.models.ltx2.LTX2Policy`.
+        policy: the model.
         sampling: steps, guidance and sizes.
-        recorder: records V2A attention during `record_steps`, in conditional passes only; None records nothing.
+        needs: what is recorded and kept on the way, and the solver.
         read_frame: (path, height, width) -> uint8 [H, W, 3]; needed where prompts give a first frame.
+        recorders: recorders with the steps they record, in place of those that `needs` asks for.
     """
 
     def __init__(
         self,
-        policy: Any,
+        policy: JointPolicy,
         sampling: SamplingConfig,
-        recorder: Recorder | None = None,
-        record_steps: Iterable[int] = (),
+        needs: Needs = NOTHING,
         read_frame: ReadFrame | None = None,
+        recorders: Sequence[tuple[Recorder, Iterable[int]]] | None = None,
     ) -> None:
         policy.check_sampling(sampling)
-        self.policy, self.sampling = policy, sampling
+        self.policy, self.sampling, self.needs = policy, sampling, needs
         self.geometry: Geometry = policy.geometry(sampling)
         self.sigmas: Tensor = policy.sigmas(sampling.num_steps, self.geometry)  # [steps + 1]
         self.read_frame = read_frame
-        self.recorder, self.record_steps = recorder, frozenset(record_steps)
+        if recorders is None:
+            recorders = [
+                (policy.recorder(wanted), collection_steps(sampling.num_steps, wanted.window))
+                for wanted in needs.recordings
+            ]
+        self.recorders = [(recorder, frozenset(steps)) for recorder, steps in recorders]
 
     @torch.no_grad()
     def sample(
@@ -61,7 +70,7 @@ class RolloutSampler:
         groups: tuple[PromptGroup, ...],
         seed: int,
         iteration: int,
-        adapter: str,
+        adapter: AdapterName,
     ) -> Rollout:
         """Clean latents of every clip of `groups`; noise is keyed by (seed, iteration, prompt id, sample)."""
         prompts = [g.prompt for g in groups for _ in g.samples]
@@ -70,16 +79,14 @@ class RolloutSampler:
         given = self._conditioning([p.first_frame_path for p in prompts])
         noise = self.initial_noise(keys, seed, iteration)
         latents = self._integrate(noise, context, adapter, given)
-        attention = None
-        if self.recorder is not None and self.record_steps:
-            attention = self.recorder.take_mean()
-        return Rollout(groups, latents, context, given, attention)
+        recorded = {name: t for recorder, _ in self.recorders for name, t in recorder.collect().items()}
+        return Rollout(groups, latents, context, given, recorded)
 
     def initial_noise(self, keys: list[tuple[str, int]], seed: int, iteration: int) -> Latents:
         """Standard normal latents of the clips named by `keys`."""
         g = self.geometry
-        video = keyed_normal(keys, (g.video_tokens, g.video_channels), seed, iteration, "sample_video")
-        audio = keyed_normal(keys, (g.audio_tokens, g.audio_channels), seed, iteration, "sample_audio")
+        video = keyed_normal(keys, (g.video_tokens, g.video_channels), seed, iteration, Purpose.SAMPLE_VIDEO)
+        audio = keyed_normal(keys, (g.audio_tokens, g.audio_channels), seed, iteration, Purpose.SAMPLE_AUDIO)
         return Latents(video, audio).to(self.policy.device)
 
     def _conditioning(self, paths: list[str | None]) -> Conditioning | None:
@@ -95,7 +102,9 @@ class RolloutSampler:
         has_frame = torch.tensor([bool(p) for p in paths], device=given.mask.device)
         return Conditioning(given.video, given.mask & has_frame[:, None])
 
-    def _integrate(self, noise: Latents, context: TextContext, adapter: str, given: Conditioning | None) -> Latents:
+    def _integrate(
+        self, noise: Latents, context: TextContext, adapter: AdapterName, given: Conditioning | None
+    ) -> Latents:
         """Euler steps from noise to clean latents."""
         video, audio = noise.video, noise.audio
         negative = self._negative_context(len(noise))
@@ -122,24 +131,24 @@ class RolloutSampler:
         sigma: Tensor,
         context: TextContext,
         negative: TextContext | None,
-        adapter: str,
+        adapter: AdapterName,
         given: Conditioning | None,
         step: int,
     ) -> Latents:
         """Prediction of the clean latents after guidance."""
         s = sigma[:, None, None]
 
-        def clean(text: TextContext, mode: str = "joint") -> Latents:
+        def clean(text: TextContext, mode: Mode = "joint") -> Latents:
             v = self.policy.velocity(
                 latents, sigma, text, self.geometry, adapter, given, mode, self.sampling.stg_blocks
             )
             return Latents(latents.video - s * v.video, latents.audio - s * v.audio)
 
-        if self.recorder is not None:
-            self.recorder.recording = step in self.record_steps
+        for recorder, steps in self.recorders:
+            recorder.recording = step in steps
         plain = clean(context)
-        if self.recorder is not None:
-            self.recorder.recording = False
+        for recorder, _ in self.recorders:
+            recorder.recording = False
         guidance = (self.sampling.video_guidance, self.sampling.audio_guidance)
         weaker: list[tuple[Latents, list[float]]] = []
         if negative is not None:
@@ -166,18 +175,29 @@ def guide(clean: Tensor, weaker: list[tuple[Tensor, float]], guidance: GuidanceC
     return guided
 
 
+def collection_steps(num_steps: int, window: tuple[float, float] = (0.5, 0.9)) -> range:
+    """Sampling steps whose attention is collected: int(0.5 n) up to, without, int(0.9 n) (OmniNFT).
+
+    Late steps, where the picture stands and sounds have sources, but not the last ones, which only polish. Where few
+    steps leave the window empty it becomes the one step at its start (the last step, if it starts at the end), so
+    that a short sampler does not switch the technique off.
+
+    Raises:
+        ValueError: num_steps < 1, or a window outside 0 <= start <= stop <= 1.
+    """
+    low, high = window
+    if num_steps < 1 or not 0 <= low <= high <= 1:
+        raise ValueError(f"expected num_steps >= 1 and 0 <= start <= stop <= 1, found {num_steps} and {window}")
+    start = min(int(low * num_steps), num_steps - 1)
+    return range(start, max(int(high * num_steps), start + 1))
+
+
 def batches(
-    groups: list[PromptGroup], batch_size: int, rank: int = 0, world: int = 1
+    groups: Sequence[PromptGroup], batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[PromptGroup, ...]]:
     """This process's share of the groups' clips, in order, in batches; a group may be cut between batches."""
     clips = [(g.prompt, s) for g in groups for s in g.samples]
     share = len(clips) // world
     mine = clips[rank * share : (rank + 1) * share]
     for start in range(0, len(mine), batch_size):
-        parts: list[PromptGroup] = []
-        for prompt, sample in mine[start : start + batch_size]:
-            if parts and parts[-1].prompt.id == prompt.id:
-                parts[-1] = PromptGroup(prompt, (*parts[-1].samples, sample))
-            else:
-                parts.append(PromptGroup(prompt, (sample,)))
-        yield tuple(parts)
+        yield regrouped(mine[start : start + batch_size])

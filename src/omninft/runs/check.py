@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from omninft.checkpoint.store import ensure_writable
 from omninft.config import Config
-from omninft.runs.session import (
-    RUN_BYTES,
-    Run,
+from omninft.distributed import Processes
+from omninft.learning.update import TrainingBatch
+from omninft.rollout.clips import roll_out
+from omninft.runs.build import (
+    Parts,
+    build,
     build_rewards,
     check_division,
-    join_rollouts,
     new_run_folder,
     open_all_prompts,
     peak_memory_gb,
 )
+from omninft.runs.folder import RUN_BYTES
 from omninft.types import Finding, OmniNFTError
 
 
 def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
     """Look at prompts, rewards, disk and model in turn; with `trial`, measure one small iteration and extrapolate.
 
-    Nothing is written but in a temporary folder. What depends on something broken is left out.
+    Nothing is written. What depends on something broken is left out.
     """
     ok = True
     for subject, look in (
@@ -40,23 +41,23 @@ def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
         yield finding
     if not ok:
         return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            run = Run(config, Path(folder) / "check")
-        except OmniNFTError as error:
-            yield Finding("model", False, str(error))
-            return
-        facts, g = run.health.facts, run.rollouts.geometry
-        yield Finding(
-            "model",
-            True,
-            f"{config.model.path}: {facts['blocks']} blocks, LoRA on {facts['lora_modules']} linears "
-            f"({facts['lora_parameters']:,} parameters), surgery in {facts['surgery_blocks']} blocks, clips of "
-            f"{g.num_frames} frames {g.height} x {g.width}, {g.video_tokens} video and {g.audio_tokens} audio tokens",
-        )
-        if trial:
-            yield _look("cost", lambda: _trial(run))
-        run.runner.close()
+    try:
+        parts = build(config, Processes(config.distributed.backend))
+    except OmniNFTError as error:
+        yield Finding("model", False, str(error))
+        return
+    facts, g = parts.policy.facts, parts.rollouts.geometry
+    yield Finding(
+        "model",
+        True,
+        f"{config.model.path}: {facts['blocks']} blocks, LoRA on {facts['lora_modules']} linears "
+        f"({facts['lora_parameters']:,} parameters), credit {config.credit.kind}, objective {config.objective.kind}, "
+        f"clips of {g.num_frames} frames {g.height} x {g.width}, {g.video_tokens} video and {g.audio_tokens} audio "
+        "tokens",
+    )
+    if trial:
+        yield _look("cost", lambda: _trial(parts))
+    parts.close()
 
 
 def _look(subject: str, look: Callable[[], str]) -> Finding:
@@ -68,7 +69,7 @@ def _look(subject: str, look: Callable[[], str]) -> Finding:
 
 def _division(config: Config) -> str:
     check_division(config, 1)
-    steps = "an optimiser step per sigma" if config.objective.step_per == "sigma" else "one optimiser step"
+    steps = "an optimiser step per sigma" if config.optimiser.step_per == "sigma" else "one optimiser step"
     return f"{config.clips_per_iteration} an iteration, {config.run.iterations} iterations, {steps}"
 
 
@@ -99,24 +100,24 @@ def _disk(config: Config) -> str:
     return f"{folder} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GB free"
 
 
-def _trial(run: Run) -> str:
+def _trial(parts: Parts) -> str:
     """One iteration of one batch of clips, the seconds of each stage scaled to the whole run."""
-    config = run.config
-    batch = next(iter(run.batches(run.sampler.groups(0))))
+    config, credit = parts.config, parts.credit
     begin = time.monotonic()
-    rollout = run.rollouts.sample(batch, config.seed, 0, "old")
-    clips = run.decode(rollout)
-    table = run.runner.score(clips)
+    groups = parts.groups.groups(0)
+    rollout, clips = next(roll_out(parts.rollouts, groups, config.seed, 0, "old"))
+    table = parts.runner.score(clips)
     rollout_seconds = time.monotonic() - begin
     begin = time.monotonic()
-    lessons = run.training_batch(join_rollouts([rollout]), run.credit(table, list(batch)))
-    run.update.run(lessons, 0)
+    branches = credit.combine(credit.assign(table, rollout.groups, 0), None, 0).to(parts.policy.device)
+    num_valid = int(branches.video_valid.sum()), int(branches.audio_valid.sum())
+    parts.update.run(TrainingBatch(rollout, branches, credit.weigh(rollout, 0), num_valid), 0)
     update_seconds = time.monotonic() - begin
     share = config.clips_per_iteration / len(clips)
     iteration = (rollout_seconds + update_seconds) * share
     evaluation = config.evaluation
-    dev_times = config.run.iterations // evaluation.every + 1 if evaluation.every and "dev" in run.prompts else 0
-    evaluated = dev_times * evaluation.dev_clips + (2 * evaluation.test_clips if "test" in run.prompts else 0)
+    dev_times = config.run.iterations // evaluation.every + 1 if evaluation.every and "dev" in parts.prompts else 0
+    evaluated = dev_times * evaluation.dev_clips + (2 * evaluation.test_clips if "test" in parts.prompts else 0)
     steps = evaluation.sampling.num_steps / config.sampling.num_steps
     total = iteration * config.run.iterations + evaluated * rollout_seconds / len(clips) * steps
     return (

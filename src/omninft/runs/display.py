@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Protocol
 
 from rich import box
 from rich.console import Console
@@ -14,16 +15,33 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from omninft.config import RewardConfig
+from omninft.config import Config, RewardConfig
 from omninft.rewards.registry import ComponentSpec, build_reward
 from omninft.rewards.verification import is_verified
+from omninft.runs.build import Parts
 from omninft.types import OmniNFTError
+
+
+class RunView(Protocol):
+    """What of a session a display reads."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def parts(self) -> Parts: ...
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def iteration(self) -> int: ...
 
 
 class Display:
     """Receives a run's events in order; this one shows nothing."""
 
-    def start(self, run: Any) -> None:
+    def start(self, run: RunView) -> None:
         """The run is put together."""
 
     def stage(self, name: str) -> None:
@@ -64,23 +82,23 @@ class ConsoleDisplay(Display):
         self.dev: list[tuple[int, dict[str, dict[str, float]]]] = []
         self._stage_shown = 0.0
 
-    def start(self, run: Any) -> None:
-        facts, config = run.health.facts, run.config
-        g = run.rollouts.geometry
+    def start(self, run: RunView) -> None:
+        config, parts = run.config, run.parts
+        facts, g = parts.policy.facts, parts.rollouts.geometry
         lines = [
             f"[bold]{config.recipe}[/bold] on {config.model.path}, seed {config.seed}: {config.run.iterations} "
             f"iterations of {config.prompts.per_iteration} prompts x {config.prompts.group_size} clips "
             f"({g.num_frames} frames, {g.height} x {g.width}, {g.frame_rate:g} Hz)",
             f"LoRA rank {config.model.lora.rank} on {facts['lora_modules']} linears in {facts['blocks']} blocks, "
-            f"{facts['lora_parameters']:,} parameters; surgery in {facts['surgery_blocks']} blocks; "
-            f"sigmas {', '.join(f'{s:.3g}' for s in run.update.sigmas)}",
+            f"{facts['lora_parameters']:,} parameters; credit {config.credit.kind}, objective {config.objective.kind}; "
+            f"sigmas {', '.join(f'{r.sigma:.3g}' for r in parts.update.rounds)}",
             f"run folder {run.folder}",
         ]
         if run.iteration:
             lines.append(f"resumed after iteration {run.iteration}")
         for line in lines:
             self.console.print(line, highlight=False)
-        for split, prompts in run.prompts.items():
+        for split, prompts in parts.prompts.items():
             for note in prompts.notes:
                 self.console.print(f"note ({split} prompts): {note}", highlight=False)
         self.task = self.bar.add_task("training", total=config.run.iterations, completed=run.iteration, note="starting")

@@ -6,10 +6,10 @@ do not tell clips apart. Each of these has its check here.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from omninft.credit.surgery import GradientSurgery
+from omninft.models.protocol import JointPolicy
 from omninft.types import OmniNFTError
 
 STREAMS = ("video", "audio")
@@ -18,14 +18,9 @@ STREAMS = ("video", "audio")
 class HealthCheck:
     """Watches a run. `facts` holds what the first iteration established, for the display and the report."""
 
-    def __init__(self, policy: Any, surgery: Any | None) -> None:
+    def __init__(self, policy: JointPolicy, surgery: GradientSurgery | None) -> None:
         self.policy, self.surgery = policy, surgery
-        self.facts: dict[str, Any] = {
-            "lora_modules": len(policy.adapters.layers),
-            "lora_parameters": sum(p.numel() for p in policy.adapters.parameters()),
-            "blocks": len(policy.blocks),
-            "surgery_blocks": surgery.bound if surgery is not None else 0,
-        }
+        self.facts: dict[str, float] = dict(policy.facts)
         self.checked = False
 
     def after_iteration(self, iteration: int, metrics: dict[str, float], num_clips: int) -> list[str]:
@@ -65,8 +60,8 @@ class HealthCheck:
     def _self_check(self, iteration: int, metrics: dict[str, float]) -> None:
         if self.surgery is not None:
             self.surgery.check_fired()
-            self.facts["surgery_fired"] = len(self.surgery.fired)
-        adapters = self.policy.adapters
+            self.facts |= {"surgery_fired": len(self.surgery.fired), "surgery_blocks": self.surgery.bound}
+        adapters = self.policy.trainables
         current, old = adapters.state("current"), adapters.state("old")
         moved = max(float((current[k] - old[k]).abs().max()) for k in current)
         self.facts["moved_from_old"] = moved

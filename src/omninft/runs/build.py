@@ -1,0 +1,230 @@
+"""From a config to the parts of a run. Nothing here writes anything."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from omninft.clips.first_frame import read_first_frame
+from omninft.config import Config, MethodOptions
+from omninft.credit.protocol import Credit, CreditContext, CreditOptions
+from omninft.credit.surgery import GradientSurgery
+from omninft.distributed import Processes, available_cores
+from omninft.evaluation.held_out import Evaluator
+from omninft.evaluation.paired import Group, Measure
+from omninft.export.lora import export_lora
+from omninft.learning.update import PolicyUpdate
+from omninft.models.ltx2 import LTX2Policy
+from omninft.models.protocol import JointPolicy
+from omninft.noise import Occasion
+from omninft.objectives.protocol import Objective, ObjectiveContext, ObjectiveOptions
+from omninft.prompts.prompt_set import PromptSet, require_disjoint
+from omninft.prompts.sampler import GroupSampler, evaluation_groups
+from omninft.prompts.sources import open_prompts
+from omninft.rewards.registry import WeighedReward, build_reward
+from omninft.rewards.runner import RewardRunner
+from omninft.rollout.sampler import RolloutSampler
+from omninft.types import OmniNFTError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a run is made of."""
+
+    config: Config
+    processes: Processes
+    prompts: dict[str, PromptSet]  # train, and dev and test where there are some
+    rewards: list[WeighedReward]
+    held_out: list[WeighedReward]
+    policy: JointPolicy
+    groups: GroupSampler
+    rollouts: RolloutSampler
+    runner: RewardRunner
+    credit: Credit
+    surgery: GradientSurgery | None
+    objective: Objective
+    update: PolicyUpdate
+    evaluators: dict[str, Evaluator]  # dev and test
+    export: Callable[[Path], Path]  # writes what was trained, for other programs, into a folder
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What an evaluation measures, in the order of its columns."""
+        groups: tuple[tuple[Group, list[WeighedReward]], ...]
+        groups = ("trained", self.rewards), ("held_out", self.held_out)
+        return [
+            Measure(c.name, group, c.route, c.higher_is_better, "" if c.unit == "1" else c.unit)
+            for group, rewards in groups
+            for reward in rewards
+            for c in reward.components
+        ]
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self.runner.close()
+
+
+def build(config: Config, processes: Processes) -> Parts:
+    """Put a run together.
+
+    Raises:
+        OmniNFTError: whatever can be found wrong before the first iteration: prompts, rewards, model, sizes, sampling
+            of training and of evaluations, methods that do not fit.
+    """
+    torch.set_num_threads(config.run.threads or available_cores())
+    check_division(config, processes.world)
+    prompts = open_all_prompts(config)
+    rewards, held_out = build_rewards(config)
+    policy = LTX2Policy.load(config.model, config.seed)
+    geometry = policy.geometry(config.sampling)
+    blocks = len({site.block for site in policy.sites})
+    context = CreditContext(blocks, geometry.latent_frames, config.run.iterations, config.seed, processes)
+    credit = _credit_options(config.credit).build(context)
+    objective = _objective_options(config.objective).build(ObjectiveContext(geometry, config.seed))
+    rollouts = RolloutSampler(policy, config.sampling, credit.needs | objective.needs, read_first_frame)
+    plan, ones = credit.surgery, (1.0,) * blocks
+    surgery = None if plan is None else GradientSurgery(policy.sites, ones, ones, plan.target)
+    return Parts(
+        config=config,
+        processes=processes,
+        prompts=prompts,
+        rewards=rewards,
+        held_out=held_out,
+        policy=policy,
+        groups=GroupSampler(
+            prompts["train"].prompts, config.prompts.per_iteration, config.prompts.group_size, config.seed
+        ),
+        rollouts=rollouts,
+        runner=RewardRunner(rewards, config.run.max_missing_share),
+        credit=credit,
+        surgery=surgery,
+        objective=objective,
+        update=PolicyUpdate(
+            policy,
+            rollouts.geometry,
+            objective,
+            config.optimiser,
+            rollouts.sigmas,
+            processes,
+            surgery,
+            plan is not None and plan.video_loss_only,
+        ),
+        evaluators=_evaluators(config, policy, prompts, [*rewards, *held_out], processes),
+        export=partial(export_lora, policy.adapters),
+    )
+
+
+def _credit_options(options: MethodOptions) -> CreditOptions:
+    if not isinstance(options, CreditOptions):
+        raise OmniNFTError(f"credit.kind {options.kind!r} is a {type(options).__name__}, expected CreditOptions")
+    return options
+
+
+def _objective_options(options: MethodOptions) -> ObjectiveOptions:
+    if not isinstance(options, ObjectiveOptions):
+        raise OmniNFTError(f"objective.kind {options.kind!r} is a {type(options).__name__}, expected ObjectiveOptions")
+    return options
+
+
+def _evaluators(
+    config: Config,
+    policy: JointPolicy,
+    prompts: dict[str, PromptSet],
+    rewards: list[WeighedReward],
+    processes: Processes,
+) -> dict[str, Evaluator]:
+    """Of the splits that are evaluated."""
+    evaluation = config.evaluation
+    wanted = {
+        "dev": (evaluation.dev_clips if evaluation.every else 0, Occasion.DEV),
+        "test": (evaluation.test_clips, Occasion.TEST),
+    }
+    wanted = {split: found for split, found in wanted.items() if found[0] and split in prompts}
+    if not wanted:
+        return {}
+    sampler = RolloutSampler(policy, config.evaluation_sampling, read_frame=read_first_frame)
+    score = RewardRunner(rewards, max_missing_share=1.0).score
+    return {
+        split: Evaluator(
+            sampler,
+            evaluation_groups(prompts[split].prompts, clips),
+            evaluation.seed,
+            occasion,
+            score,
+            processes,
+            evaluation.shown_clips,
+        )
+        for split, (clips, occasion) in wanted.items()
+    }
+
+
+def check_division(config: Config, processes: int) -> None:
+    """Refuse an iteration whose clips do not divide into processes and micro-batches.
+
+    Raises:
+        OmniNFTError: with the numbers found and ones that would do.
+    """
+    clips, micro = config.clips_per_iteration, config.optimiser.micro_batch
+    if clips % processes:
+        raise OmniNFTError(
+            f"{config.prompts.per_iteration} prompts x {config.prompts.group_size} clips = {clips} clips an iteration "
+            f"do not divide by {processes} processes; change prompts.per_iteration or prompts.group_size"
+        )
+    share = clips // processes
+    if share > micro and share % micro:
+        raise OmniNFTError(
+            f"{clips} clips an iteration over {processes} processes are {share} each, which optimiser.micro_batch "
+            f"{micro} does not divide; {max(m for m in range(1, micro + 1) if share % m == 0)} would"
+        )
+
+
+def open_all_prompts(config: Config) -> dict[str, PromptSet]:
+    """Train, dev and test prompts, checked to be disjoint."""
+    sources = {"train": config.prompts.train, "dev": config.prompts.dev, "test": config.prompts.test}
+    sets = {split: open_prompts(source) for split, source in sources.items() if source}
+    require_disjoint(sets["train"], sets.get("dev"), sets.get("test"))
+    return sets
+
+
+def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedReward]]:
+    """Trained and held-out rewards, with all they load in place; no component may be in both."""
+    trained = [build_reward(r) for r in config.rewards]
+    held_out = [build_reward(r) for r in config.held_out]
+    missing = [f"reward {r.name!r}: {why}" for r in (*trained, *held_out) if (why := r.missing()) is not None]
+    if missing:
+        raise OmniNFTError("not ready (`omninft rewards` has the commands line by line):\n" + "\n".join(missing))
+    names = [c.name for r in (*trained, *held_out) for c in r.components]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise OmniNFTError(f"rewards and held_out give components of the same name: {', '.join(twice)}")
+    return trained, held_out
+
+
+def new_run_folder(config: Config) -> Path:
+    """runs/NAME, or NAME-2, NAME-3, ... if there is one already; a name the user gave must be free."""
+    parent = Path(config.run.folder)
+    if config.run.name is not None:
+        folder = parent / config.run.name
+        if folder.exists() and any(folder.iterdir()):
+            raise OmniNFTError(
+                f"{folder} already holds a run; go on with it by `omninft train --resume {folder}`, "
+                "or choose another run.name"
+            )
+        return folder
+    folder, number = parent / config.recipe, 1
+    while folder.exists() and any(folder.iterdir()):
+        number += 1
+        folder = parent / f"{config.recipe}-{number}"
+    return folder
+
+
+def peak_memory_gb() -> float:
+    """Largest resident memory of this process so far; on CUDA the largest allocation."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
