@@ -24,10 +24,11 @@ from omninft.clips.workers import decoded_chunks
 from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import ClipFile, read
 from omninft.evaluation.paired import mean_estimates
-from omninft.evaluation.prompt_table import PromptRow, rows_digest
+from omninft.evaluation.prompt_table import rows_digest
 from omninft.evaluation.result_tables import write_tables
 from omninft.evaluation.results import RESULT_FILE, ClipScores, EvaluationResult, Metric, MetricResult, Protocol
 from omninft.evaluation.set_metrics import SetMetric
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.registry import Reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, ScoreTable

@@ -13,9 +13,9 @@ from omninft.config import RewardConfig
 from omninft.distributed import default_device
 from omninft.evaluation import javisbench, world_benchmark
 from omninft.evaluation.benchmark import Benchmark
-from omninft.evaluation.prompt_table import PromptRow
 from omninft.evaluation.results import Metric
 from omninft.evaluation.set_metrics import FeatureDistance, audio_distance, read_features, video_distance
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.av_align import AVAlignReward
 from omninft.rewards.dnsmos import DNSMOSReward
 from omninft.rewards.flicker import FlickerReward

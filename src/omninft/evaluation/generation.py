@@ -23,9 +23,10 @@ from omninft.clips.media import write_clip, write_wav
 from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
-from omninft.evaluation.prompt_table import LISTING, PromptRow
+from omninft.evaluation.prompt_table import LISTING
 from omninft.evaluation.sampling import load_policy
 from omninft.models.loading import CLIP_FILE, model_path
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rollout.decode import decode_clips
 from omninft.rollout.sampler import RolloutSampler, batches
 from omninft.scorers.views import fit_length
@@ -122,7 +123,7 @@ def generate_missing(
     policy, adapter = load_policy(generation.model, generation.lora)
     sampling = generation.sampling()
     sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
-    groups = [PromptGroup(row.prompt, (0,)) for row in todo]
+    groups = [PromptGroup(row.prompt, (row.repeat,)) for row in todo]
     done = 0
     for batch in batches(groups, sampling.batch_size):
         rollout = sampler.sample(batch, generation.seed, BENCHMARK_NOISE, adapter)
@@ -182,7 +183,7 @@ def trimmed(clip: Clip, seconds: float) -> Clip:
 def _entry(row: PromptRow) -> dict[str, Any]:
     p = row.prompt
     texts = {"prompt_v": p.prompt_v, "prompt_a": p.prompt_a, "prompt_av": p.prompt_av}
-    return {"file": f"{sample_name(row.index)}.mp4", "prompt_id": p.id, **texts, "sample": 0, "scores": {}}
+    return {"file": f"{sample_name(row.index)}.mp4", "prompt_id": p.id, **texts, "sample": row.repeat, "scores": {}}
 
 
 def _scales(guidance: GuidanceConfig) -> dict[str, float]:

@@ -17,8 +17,10 @@ from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchma
 from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
 from omninft.evaluation.held_out import spread
-from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
+from omninft.evaluation.prompt_table import LISTING, rows_beside
 from omninft.evaluation.results import EvaluationResult
+from omninft.prompts.prompt_file import PROMPT_ENDINGS, PromptRow
+from omninft.prompts.sources import open_rows
 from omninft.types import OmniNFTError
 
 WORLD_PROMPTS = "world:test"
@@ -109,11 +111,11 @@ def _rows(clips: Path | None, choice: Choice, prompts: str | None, limit: int | 
     beside = [clips / f"prompts{ending}" for ending in PROMPT_ENDINGS] if clips is not None else []
     source = prompts or next((str(path) for path in beside if path.is_file()), None)
     if source is not None:
-        rows = read_prompt_rows(source)
+        rows = open_rows(source)
     elif clips is not None and (clips / LISTING).is_file():
         rows = rows_beside(clips)
     elif choice.benchmark == "world" and clips is None:
-        rows = read_prompt_rows(WORLD_PROMPTS)
+        rows = open_rows(WORLD_PROMPTS)
         limit = WORLD_LIMIT if limit is None else limit
     elif choice.benchmark == "javisbench":
         raise OmniNFTError(f"javisbench needs its prompts: --prompts FILE; fetch them by: {JAVISBENCH_FILES}")
