@@ -19,11 +19,11 @@ import soxr
 from huggingface_hub import try_to_load_from_cache
 
 from omninft.clips.first_frame import read_first_frame
+from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip, write_wav
 from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
-from omninft.evaluation.prompt_table import LISTING
 from omninft.evaluation.sampling import load_policy
 from omninft.models.loading import CLIP_FILE, model_path
 from omninft.prompts.prompt_file import PromptRow
@@ -116,7 +116,7 @@ def generate_missing(
     check_settings(folder, generation.describe())
     mine = share(rows)
     todo = [row for row in mine if not (folder / f"{sample_name(row.index)}.mp4").is_file()]
-    _write_text(folder / LISTING, json.dumps({"clips": [_entry(row) for row in rows]}, indent=1))
+    write_listing(folder, [ListedClip(f"{sample_name(row.index)}.mp4", row.prompt, row.repeat) for row in rows])
     progress(len(mine) - len(todo), len(mine))
     if not todo:
         return
@@ -178,12 +178,6 @@ def trimmed(clip: Clip, seconds: float) -> Clip:
     """The first `seconds`: at most as many frames, exactly as many samples (zeros where there are fewer)."""
     frames, samples = round(seconds * clip.frame_rate), round(seconds * clip.sample_rate)
     return replace(clip, video=clip.video[:frames], waveform=fit_length(clip.waveform, samples), views={})
-
-
-def _entry(row: PromptRow) -> dict[str, Any]:
-    p = row.prompt
-    texts = {"prompt_v": p.prompt_v, "prompt_a": p.prompt_a, "prompt_av": p.prompt_av}
-    return {"file": f"{sample_name(row.index)}.mp4", "prompt_id": p.id, **texts, "sample": row.repeat, "scores": {}}
 
 
 def _scales(guidance: GuidanceConfig) -> dict[str, float]:

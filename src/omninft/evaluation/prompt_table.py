@@ -8,10 +8,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from omninft.prompts.prompt_file import TEXT_FIELDS, PromptRow
-from omninft.types import OmniNFTError, Prompt
-
-LISTING = "scores.json"
+from omninft.clips.listing import LISTING, read_listing
+from omninft.prompts.prompt_file import PromptRow
+from omninft.types import OmniNFTError
 
 
 def rows_digest(rows: Sequence[PromptRow]) -> str:
@@ -28,19 +27,13 @@ def rows_beside(folder: Path) -> tuple[PromptRow, ...]:
     Raises:
         OmniNFTError: there is none, or it is not such a file.
     """
-    listing = folder / LISTING
-    try:
-        entries = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-        rows = []
-        for number, entry in enumerate(entries):
-            prompt = Prompt(str(entry["prompt_id"]), *(str(entry.get(k) or "") for k in TEXT_FIELDS))
-            file = folder / entry["file"]
-            named = re.fullmatch(r"sample_(\d+)", file.stem)
-            rows.append(PromptRow(int(named[1]) if named else number, prompt, video_path=file))
-        return tuple(rows)
-    except FileNotFoundError as error:
+    if not (folder / LISTING).is_file():
         raise OmniNFTError(
             f"{folder} does not say what its clips were asked for: it has no {LISTING}; give a prompt file (--prompts)"
-        ) from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise OmniNFTError(f"{listing}: not a listing of clips as `omninft sample` writes it ({error!r})") from error
+        )
+    rows = []
+    for number, listed in enumerate(read_listing(folder)):
+        file = folder / listed.file
+        named = re.fullmatch(r"sample_(\d+)", file.stem)
+        rows.append(PromptRow(int(named[1]) if named else number, listed.prompt, video_path=file, repeat=listed.sample))
+    return tuple(rows)

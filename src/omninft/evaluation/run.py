@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from omninft.clips.listing import LISTING
 from omninft.distributed import default_device
 from omninft.evaluation import javisbench
 from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
@@ -17,7 +18,7 @@ from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchma
 from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
 from omninft.evaluation.held_out import spread
-from omninft.evaluation.prompt_table import LISTING, rows_beside
+from omninft.evaluation.prompt_table import rows_beside
 from omninft.evaluation.results import EvaluationResult
 from omninft.prompts.prompt_file import PROMPT_ENDINGS, PromptRow
 from omninft.prompts.sources import open_rows

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from omninft.clips.journal import Journal, file_stamp
+from omninft.clips.listing import LISTING, read_listing
 from omninft.clips.media import read_clip
 from omninft.clips.workers import CHUNK_CLIPS, VIDEO_ENDINGS, decoded_chunks
 from omninft.config import RewardConfig
@@ -232,7 +233,7 @@ class _Prompts:
         folder = file.parent
         if folder not in self._beside:
             tables = [t for ending in PROMPT_ENDINGS if (t := folder / f"prompts{ending}").is_file()]
-            listing = folder / "scores.json"
+            listing = folder / LISTING
             if listing.is_file():
                 self._beside[folder] = _listed(listing)
             elif tables:
@@ -256,14 +257,10 @@ def _in_file(source: str) -> _Known:
 
 
 def _listed(listing: Path) -> _Known:
-    try:
-        clips = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-        known = {
-            Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise OmniNFTError(f"{listing}: not a listing of clips as `omninft sample` writes it ({error!r})") from error
-    return _Known(known, lambda stem: f"{listing} does not list it")
+    clips = read_listing(listing)
+    known = {Path(c.file).stem: c.prompt for c in clips if c.prompt.prompt_v or c.prompt.prompt_a or c.prompt.prompt_av}
+    bare = {Path(c.file).stem for c in clips} - set(known)
+    return _Known(known, lambda stem: f"{listing} " + ("gives no text for it" if stem in bare else "does not list it"))
 
 
 def _pyarrow() -> tuple[Any, Any]:
