@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.sampling import load_policy
+from omninft.files import write_text
 from omninft.models.loading import CLIP_FILE, model_path
 from omninft.prompts.prompt_file import PromptRow
 from omninft.rollout.decode import decode_clips
@@ -143,7 +143,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds clips that were made with {'; '.join(different)}; choose another output, or remove it"
         )
     if not found:
-        _write_text(folder / SETTINGS_FILE, json.dumps(wanted, indent=1))
+        write_text(folder / SETTINGS_FILE, json.dumps(wanted, indent=1) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -201,10 +201,3 @@ def _lora_digest(lora: Path) -> str:
     if not files or not files[0].is_file():
         raise OmniNFTError(f"no LoRA at {lora}; expected a .safetensors file, or a folder with one")
     return file_sha256(files[0])
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from omninft.clips.workers import CHUNK_CLIPS, VIDEO_ENDINGS, decoded_chunks
 from omninft.config import RewardConfig
 from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import sample_name
+from omninft.files import write_atomically
 from omninft.prompts.prompt_file import PROMPT_ENDINGS
 from omninft.prompts.sources import open_rows
 from omninft.rewards.registry import build_reward
@@ -70,16 +70,10 @@ class ScoreResult:
         """A .csv, .json or .parquet table, whole or not at all.
 
         Raises:
-            OmniNFTError: another ending, or Parquet without pyarrow.
+            OmniNFTError: another ending, Parquet without pyarrow, or a place that cannot be written to.
         """
         write = {".csv": self._csv, ".json": self._json, ".parquet": self._parquet}[table_ending(path)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, write)
 
     def _columns(self) -> dict[str, list[Any]]:
         return {

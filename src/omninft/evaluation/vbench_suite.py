@@ -21,6 +21,7 @@ from typing import Any
 
 from omninft.clips.listing import read_listing
 from omninft.evaluation.vbench import BY_NAME, chosen_dimensions
+from omninft.files import replacing
 from omninft.types import OmniNFTError
 
 SUITE_FILE = "VBench_full_info.json"
@@ -210,19 +211,14 @@ def strangers(folder: Path) -> list[str]:
 def _place(source: Path, target: Path, copy: bool) -> None:
     if target.exists() and target.samefile(source):
         return
-    temporary = target.with_name(f".{os.getpid()}.part")  # the target's own name may leave no room for an ending
-    temporary.unlink(missing_ok=True)
-    try:
-        if copy:
-            shutil.copyfile(source, temporary)
-        else:
+    with replacing(target) as temporary:
+        if not copy:
             try:
                 os.link(source, temporary)
+                return
             except OSError:  # another file system, or one without hard links
-                shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+                pass
+        shutil.copyfile(source, temporary)
 
 
 def _suite_bytes(source: Path | None) -> tuple[bytes, str]:
