@@ -97,7 +97,7 @@ def test_safe_ids_are_taken(tmp_path: Path) -> None:
     [
         ("p.csv", "text,cat0_ind\nx,loud\n", r"p\.csv:2: cat0_ind: found 'loud', expected numbers"),
         ("p.csv", "text,license\nx,y\n", r"p\.csv:1: license: unknown field"),
-        ("p.csv", "text,audio_txt\nx,y\n", r"p\.csv:1: audio_txt: unknown field; did you mean 'audio_text'"),
+        ("p.csv", "text,audio_txt\nx,y\n", r"p\.csv:1: audio_txt: unknown field, did you mean 'audio_text'"),
         ("p.csv", "prompt_v,prompt_a,audio_text\nx,y,z\n", r"p\.csv:2: audio_text: found prompt_a and audio_text"),
         ("p.csv", "prompt_v,path\nx,y\n", r"p\.csv:1: prompt_a: missing column"),
         ("p.jsonl", '{"text": "x", "pred_video_path": 3}', r"p\.jsonl:1: pred_video_path: found 3 \(int\)"),

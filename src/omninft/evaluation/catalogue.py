@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from omninft.evaluation import javisbench, world_benchmark
 from omninft.evaluation.benchmark import Benchmark
 from omninft.evaluation.results import Metric
 from omninft.evaluation.set_metrics import FeatureDistance, audio_distance, read_features, video_distance
+from omninft.naming import did_you_mean
 from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.av_align import AVAlignReward
 from omninft.rewards.dnsmos import DNSMOSReward
@@ -137,8 +137,7 @@ def _wanted(choice: Choice) -> tuple[str, ...]:
         return known
     for name in choice.metrics:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, known)
             raise OmniNFTError(f"unknown metric {name!r}{hint}; {choice.benchmark} has: {', '.join(known)}, or all")
     return tuple(name for name in known if name in choice.metrics)
 

@@ -8,7 +8,6 @@ optionally `id` (or `idx`), `category` and `first_frame_path`. JavisBench's name
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omninft.naming import SAFE_NAME, is_safe_name
+from omninft.naming import SAFE_NAME, did_you_mean, is_safe_name
 from omninft.types import OmniNFTError, Prompt
 
 TEXT_FIELDS = ("prompt_v", "prompt_a", "prompt_av")
@@ -240,9 +239,8 @@ def _foreign(path: Path, line: int, keys: Sequence[str]) -> list[str]:
     unknown = [key for key in keys if key not in KNOWN_FIELDS]
     if not set(keys) & set(CATEGORY_FIELDS):
         for key in unknown:
-            near = difflib.get_close_matches(key.strip().lower(), KNOWN_FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected some of {', '.join(OWN_FIELDS)}"
-            raise OmniNFTError(f"{path}:{line}: {key}: unknown field; {hint}")
+            hint = did_you_mean(key, KNOWN_FIELDS) or f"; expected some of {', '.join(OWN_FIELDS)}"
+            raise OmniNFTError(f"{path}:{line}: {key}: unknown field{hint}")
     return unknown
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import yaml
 
 from omninft.config import RewardConfig
+from omninft.naming import did_you_mean
 from omninft.rewards.registry import reward_names
 from omninft.types import OmniNFTError
 
@@ -39,8 +39,7 @@ def chosen_rewards(
         if not (equals and dot and key):
             raise OmniNFTError(f"option {option!r}: expected reward.key=value, e.g. clap.device=cuda")
         if reward not in values:
-            near = difflib.get_close_matches(reward, chosen, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(reward, chosen)
             raise OmniNFTError(f"option {option!r}: {reward!r} is not among the rewards {', '.join(chosen)}{hint}")
         try:
             values[reward][key] = yaml.safe_load(value)
@@ -48,7 +47,6 @@ def chosen_rewards(
             raise OmniNFTError(f"option {option!r}: {value!r} is not YAML ({error})") from error
     for name in chosen:
         if ":" not in name and name not in reward_names():
-            near = difflib.get_close_matches(name, [*reward_names(), *PRESETS], n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, [*reward_names(), *PRESETS])
             raise OmniNFTError(f"unknown reward {name!r}{hint}; `omninft rewards` lists them")
     return tuple(RewardConfig(name=name, options=values[name]) for name in chosen)

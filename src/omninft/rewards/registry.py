@@ -6,19 +6,19 @@ in the group "omninft.rewards"; one of the user's own is any callable, named in 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from omninft.config import RewardConfig
+from omninft.naming import did_you_mean
 from omninft.scorers.weights import JudgingModel
 from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
 
@@ -188,7 +188,7 @@ def build_reward(config: RewardConfig) -> WeighedReward:
     else:
         if config.name not in reward_names():
             raise OmniNFTError(
-                f"unknown {where}{_nearest(config.name, reward_names())}; known: {', '.join(reward_names())}; "
+                f"unknown {where}{did_you_mean(config.name, reward_names())}; known: {', '.join(reward_names())}; "
                 "a callable of your own is named as package.module:function"
             )
         reward = _construct(_registered(config.name), config, where)
@@ -205,7 +205,9 @@ def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) 
     known = {spec.name: spec for spec in specs}
     for name in config.components:
         if name not in known:
-            raise OmniNFTError(f"{where} has no component {name!r}{_nearest(name, known)}; it has: {', '.join(known)}")
+            raise OmniNFTError(
+                f"{where} has no component {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}"
+            )
     weights = config.components or {spec.name: spec.weight for spec in specs}
     return tuple(replace(spec, weight=config.weight * weights[spec.name]) for spec in specs if spec.name in weights)
 
@@ -260,10 +262,5 @@ def _imported(path: str, where: str) -> Any:
         ) from error
     if not hasattr(module, name):
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise OmniNFTError(f"{where}: {module_name} has no {name!r}{_nearest(name, public)}")
+        raise OmniNFTError(f"{where}: {module_name} has no {name!r}{did_you_mean(name, public)}")
     return getattr(module, name)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""
