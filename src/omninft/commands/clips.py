@@ -105,7 +105,9 @@ def evaluate(
     clips: Annotated[
         Path | None, typer.Argument(help="A folder of clips of any system; default: clips of --model are made first.")
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="world (the bundled model's) or javisbench.")] = "world",
+    benchmark: Annotated[
+        str, typer.Option(help="world (the bundled model's), javisbench or another there is.")
+    ] = "world",
     prompts: Annotated[
         str | None, typer.Option(help="CSV, JSONL or TXT file, or world:test; row 0 is sample_0000.mp4.")
     ] = None,
