@@ -9,7 +9,7 @@ import omninft
 
 ROOT = Path(omninft.__file__).parent
 
-GROUND = ("types", "noise", "config", "files", "distributed", "clips", "worlds")
+GROUND = ("types", "noise", "naming", "config", "files", "distributed", "clips", "worlds")
 PROTOCOLS = ("models.protocol", "credit.protocol", "objectives.protocol")
 STAGES = (
     "prompts",

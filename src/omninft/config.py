@@ -7,7 +7,6 @@ otherwise stands in its recipes.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -22,6 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
+from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError, Route
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -441,5 +441,4 @@ def _known_keys(location: tuple[int | str, ...], classes: dict[str, type[MethodO
 
 
 def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})" if known else ""
+    return did_you_mean(word, known) or (f" (known: {', '.join(known)})" if known else "")

@@ -5,34 +5,78 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omninft.types import OmniNFTError
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """`write(temporary)` beside `path`, flushed, then renamed: readers see the old file or the whole new one.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` for the body to write; it is flushed and takes the place of `path` at the end.
 
-    Folders are made. Whatever `write` raises leaves nothing behind and the old file as it was.
+    Readers see the old file or the whole new one. Folders are made. Whatever the body raises leaves nothing behind and
+    the old file as it was.
 
     Raises:
-        OmniNFTError: the place cannot be written to, or the disk is full.
+        OmniNFTError: the place cannot be written to, or the disk is full (any OSError of the body).
     """
-    # The target's own name may leave no room for an ending.
-    temporary = path.parent / f".{os.getpid()}-{secrets.token_hex(4)}.part"
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            yield temporary
+            _flush(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise OmniNFTError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """As `replacing`, of a folder, which is there and empty for the body to fill; the one that was there is removed."""
+    temporary, old = _beside(path), _beside(path)
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            if path.exists():
+                os.replace(path, old)  # a folder that is not empty cannot be replaced in one step
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise OmniNFTError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """`replacing` by a function that writes the file it is given. Raises OmniNFTError as that."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
+def _beside(path: Path) -> Path:
+    # The target's own name may leave no room for an ending.
+    return path.parent / f".{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file
 from omninft.clips.media import write_clip
 from omninft.evaluation.benchmark import Benchmark, Shard, aggregate, parse_shard, run_benchmark
 from omninft.evaluation.clip_folder import ClipFile, find_clips
-from omninft.evaluation.prompt_table import PromptRow
 from omninft.evaluation.results import ClipScores, EvaluationResult, Metric
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.weights import JudgingModel
 from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable

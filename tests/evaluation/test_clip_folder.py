@@ -8,7 +8,7 @@ import pytest
 from omninft.clips.journal import file_stamp
 from omninft.clips.media import write_clip, write_wav
 from omninft.evaluation.clip_folder import find_clips, read, sample_name, unclaimed
-from omninft.evaluation.prompt_table import PromptRow
+from omninft.prompts.prompt_file import PromptRow
 from omninft.types import Clip, OmniNFTError, Prompt
 
 
@@ -86,3 +86,14 @@ def test_clips_of_no_row_are_told(tmp_path: Path) -> None:
     for name in ("sample_0000.mp4", "spare.MOV", "notes.txt", ".hidden.mp4"):
         (tmp_path / name).write_bytes(b"x")
     assert unclaimed(tmp_path, find_clips(tmp_path, [row(0)])) == [tmp_path / "spare.MOV"]
+
+
+def test_repeated_rows_share_clips_named_by_id_and_not_those_named_by_row(tmp_path: Path) -> None:
+    prompt = Prompt("x", "v", "a", "v a")
+    rows = [PromptRow(0, prompt), PromptRow(1, prompt, repeat=1)]
+    for name in ("x-0.mp4", "x-1.mp4"):
+        (tmp_path / name).touch()
+    assert [(c.row.index, c.video.name) for c in find_clips(tmp_path, rows)] == [(0, "x-0.mp4"), (0, "x-1.mp4")]
+    (tmp_path / "sample_0001.mp4").touch()
+    found = find_clips(tmp_path, rows)
+    assert [(c.row.index, c.sample, c.video.name) for c in found][-1] == (1, 1, "sample_0001.mp4")

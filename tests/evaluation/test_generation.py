@@ -12,7 +12,8 @@ from omninft.config import EvaluationConfig
 from omninft.evaluation import generation
 from omninft.evaluation.benchmark import Shard
 from omninft.evaluation.generation import Generation, generate_missing, read_settings, trimmed
-from omninft.evaluation.prompt_table import PromptRow, read_prompt_rows
+from omninft.prompts.prompt_file import PromptRow
+from omninft.prompts.sources import open_rows
 from omninft.types import Clip, OmniNFTError, Prompt
 from tests.moving_clips import moving_clip
 from tests.random_models import make_policy
@@ -67,7 +68,7 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return loaded
 
 
-ROWS = read_prompt_rows("world:test")[:50:10]
+ROWS = open_rows("world:test")[:50:10]
 
 
 def test_what_is_missing_is_made_once_and_the_same_in_shards(tmp_path: Path, policy: list[Any]) -> None:

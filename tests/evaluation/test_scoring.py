@@ -8,8 +8,13 @@ import pytest
 
 from omninft.clips.media import write_clip
 from omninft.config import RewardConfig
+from omninft.evaluation import sampling
+from omninft.evaluation.sampling import sample_clips
 from omninft.evaluation.scoring import FileScores, ScoreResult, score_files
+from omninft.prompts.prompt_set import load_prompts
+from omninft.rewards.model_reward import prompt_text
 from omninft.types import Clip, OmniNFTError, Prompt
+from tests.random_models import make_policy
 
 seen: list[str] = []
 fail_on: set[str] = set()
@@ -84,8 +89,52 @@ def test_prompts_of_a_benchmark_go_by_row(tmp_path: Path) -> None:
         write_clip(tmp_path / "clip.mp4", Clip(video, 12.0, wave, 16_000, Prompt("", "", "", "")))
         (tmp_path / "clip.mp4").rename(tmp_path / name)
     (tmp_path / "prompts.csv").write_text("text,audio_text\na cat,it meows\na dog,it barks\n")
-    assert [r.prompt_id for r in score_files(tmp_path, [REWARD]).rows] == ["00000", "00001"]
+    ids = [prompt.id for prompt in load_prompts(tmp_path / "prompts.csv").prompts]
+    result = score_files(tmp_path, [REWARD])
+    assert [r.prompt_id for r in result.rows] == ids
+    assert result.without_prompts() == {}
     assert [r.file for r in score_files(tmp_path, [REWARD]).rows] == ["sample_0000.MP4", "sample_0001.mp4"]
+
+
+def test_clips_made_from_a_file_are_scored_with_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "load_policy", lambda model, lora: (make_policy(), "reference"))
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text('prompt_v,prompt_a,id\na cat,it meows,\n"a dog, brown",it barks,\nrain,rain falls,wet-1\n')
+    sample_clips(str(prompts), tmp_path / "out", count=2, steps=1)
+    (tmp_path / "out" / "scores.json").unlink()
+    result = score_files(tmp_path / "out", [REWARD], prompts)
+    assert result.without_prompts() == {}
+    ids = [prompt.id for prompt in load_prompts(prompts).prompts]
+    assert sorted(r.prompt_id for r in result.rows) == sorted(2 * ids)
+    assert sorted(r.file for r in result.rows) == sorted(f"{i}-{n}.mp4" for i in ids for n in (0, 1))
+
+
+def wordy(clips: list[Clip]) -> list[float]:
+    for clip in clips:
+        prompt_text(clip, "prompt_v")
+    return [1.0] * len(clips)
+
+
+def test_files_of_unknown_prompts_are_named_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    (folder / "a" / "scores.json").write_text('{"clips": []}')
+    words = RewardConfig(name=f"{__name__}:wordy", route="video")
+    result = score_files(folder, [REWARD, words])
+    beside = f"{folder / 'b'} has no scores.json and no prompts.csv, and no --prompts is given"
+    listed = f"{folder / 'a' / 'scores.json'} does not list it"
+    found = result.without_prompts()
+    assert found[listed] == ["a/0.mp4", "a/1.mp4", "a/2.mp4"]
+    assert found[beside] == ["b/silent.mp4"]
+    assert result.rows[0].scores["brightness"] is not None
+    assert result.rows[0].reasons == {"wordy": f"its prompt is not known: {listed}"}
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("rain\nwind\n")
+    (folder / "a" / "2.mp4").rename(folder / "a" / "sample_0002.mp4")
+    (folder / "a" / "1.mp4").rename(folder / "a" / "sample_0001.mp4")
+    found = score_files(folder / "a", [REWARD], prompts).without_prompts()
+    assert found == {
+        f"{prompts} has no prompt of the file's name as id, with or without a sample's number": ["0.mp4"],
+        f"{prompts} has 2 rows, from sample_0000 to sample_0001": ["sample_0002.mp4"],
+    }
 
 
 @pytest.mark.parametrize("ending", ["csv", "json", "parquet"])

@@ -173,7 +173,7 @@ def test_export_refuses_what_is_no_clip(tmp_path, suite):
 def test_mappings_are_files_or_folders_of_samples(tmp_path):
     (tmp_path / "map.json").write_text(json.dumps({"alley": ["a.mp4", "/b.mp4"]}), encoding="utf-8")
     assert read_mapping(tmp_path / "map.json") == {"alley": [tmp_path / "a.mp4", Path("/b.mp4")]}
-    entries = [{"file": f"p-{n}.mp4", "prompt_av": "alley", "sample": n} for n in (1, 0)]
+    entries = [{"file": f"p-{n}.mp4", "prompt_id": "p", "prompt_av": "alley", "sample": n} for n in (1, 0)]
     (tmp_path / "scores.json").write_text(json.dumps({"clips": entries}), encoding="utf-8")
     assert read_mapping(tmp_path) == {"alley": [tmp_path / "p-0.mp4", tmp_path / "p-1.mp4"]}
     (tmp_path / "map.json").write_text("[1]", encoding="utf-8")

@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(OmniNFTError, match="at least two systems"):
         open_systems([str(folders[0])])
     (tmp_path / "scores.json").write_text('{"clips": [{"file": 1}]}', encoding="utf-8")
-    with pytest.raises(OmniNFTError, match=r"scores.json: cannot be read \(KeyError"):
+    with pytest.raises(OmniNFTError, match=r"scores.json: entry 1: file: found 1, expected text"):
         open_systems([str(tmp_path), str(folders[0])])
 
 

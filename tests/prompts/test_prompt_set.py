@@ -158,7 +158,7 @@ def test_duplicate_ids_name_both_lines(tmp_path: Path) -> None:
         ('{"prompt": "\\ud83d"}', ":2: prompt: found half of a surrogate pair"),
         ('{"prompt": "x", "text": "y"}', ":2: text: found prompt and text, expected one of them"),
         ('{"prompt": "x", "prompt": "y"}', ":2: prompt: found twice in one row"),
-        ('{"promt_v": "x"}', ":2: promt_v: unknown field; did you mean 'prompt_v'?"),
+        ('{"promt_v": "x"}', ":2: promt_v: unknown field, did you mean 'prompt_v'?"),
         ('{"prompt": "x", "zzz": 1}', ":2: zzz: unknown field; expected some of prompt_v, prompt_a"),
         ('{"prompt": "x", "id": true}', ":2: id: found True (bool), expected text"),
         ('{"prompt": "x", "id": ""}', ":2: id: found '', expected a text that is not empty"),
@@ -178,7 +178,7 @@ def test_bad_jsonl_row_is_named(tmp_path: Path, line: str, expected: str) -> Non
     [
         ("prompt_v,category\nx,y\n", ":1: prompt_a: missing column; found prompt_v, category, expected prompt_v and"),
         ("category,id\nx,y\n", ":1: prompt_v: missing column; found category, id"),
-        ("prompt,promt_a\nx,y\n", ":1: promt_a: unknown field; did you mean 'prompt_a'?"),
+        ("prompt,promt_a\nx,y\n", ":1: promt_a: unknown field, did you mean 'prompt_a'?"),
         ("prompt,prompt\nx,y\n", ":1: prompt: found two columns of this name"),
         ('prompt_v,prompt_a\n"two\nlines",x\na,b,c\n', ":4: found 3 cells, expected 2 (prompt_v, prompt_a)"),
         ("prompt_v,prompt_a\nx\n", ":2: found 1 cells, expected 2"),

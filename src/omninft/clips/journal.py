@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from omninft.files import write_text
 from omninft.types import OmniNFTError
 
 
@@ -55,17 +56,13 @@ class Journal:
             return []
         kept = [entry for entry in self.read() if keep(entry)]
         # Written anew, so that a torn last line does not stay in the middle.
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.part")
-        self._file = temporary.open("w", encoding="utf-8")
-        for entry in (self.header, *kept):
-            self.add(entry)
-        temporary.replace(self.path)
+        write_text(self.path, "".join(map(_line, (self.header, *kept))))
+        self._file = self.path.open("a", encoding="utf-8")
         return kept
 
     def add(self, entry: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+            self._file.write(_line(entry))
             self._file.flush()
 
     def remove(self) -> None:
@@ -80,6 +77,10 @@ def file_stamp(file: Path) -> list[int]:
         return []
     status = file.stat()
     return [status.st_size, status.st_mtime_ns]
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry, allow_nan=False) + "\n"
 
 
 def _json_or_none(line: str) -> Any:

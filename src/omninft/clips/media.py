@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from av.video.stream import VideoStream
 
+from omninft.files import replacing
 from omninft.types import Clip, OmniNFTError, Prompt
 
 # Rates an AAC stream can declare (ISO/IEC 14496-3, sampling frequency index), Hz.
@@ -218,18 +218,12 @@ def write_png(path: str | Path, frame: np.ndarray) -> None:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that takes its place if the body succeeds and vanishes if it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    """As `files.replacing`; encoders fail in ways of their own."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except (FFmpegError, OSError) as error:
+        with replacing(path) as temporary:
+            yield temporary
+    except FFmpegError as error:
         raise OmniNFTError(f"{path}: cannot be written ({error})") from error
-    finally:
-        # Also the way out of a failure whose folder could not be made: nothing to remove then.
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
 
 
 def _require_writable_clip(path: Path, clip: Clip, upscale: int) -> None:

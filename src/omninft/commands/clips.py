@@ -88,6 +88,10 @@ def score(
     table.add_section()
     table.add_row("mean", *(f"{v:.3f}" if v is not None else "-" for v in result.means().values()), style="bold")
     console.print(table)
+    for why, files in result.without_prompts().items():
+        more = f" and {len(files) - 5} more" if len(files) > 5 else ""
+        listed = escape(", ".join(files[:5]))
+        console.print(f"[yellow]no prompt[/yellow] for {listed}{more}: {escape(why)}", highlight=False)
     for row in result.rows:
         # A file that cannot be read has one reason, however many rewards wanted it.
         for reason in dict.fromkeys(row.reasons.values()):
@@ -101,7 +105,9 @@ def evaluate(
     clips: Annotated[
         Path | None, typer.Argument(help="A folder of clips of any system; default: clips of --model are made first.")
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="world (the bundled model's) or javisbench.")] = "world",
+    benchmark: Annotated[
+        str, typer.Option(help="world (the bundled model's), javisbench or another there is.")
+    ] = "world",
     prompts: Annotated[
         str | None, typer.Option(help="CSV, JSONL or TXT file, or world:test; row 0 is sample_0000.mp4.")
     ] = None,

@@ -17,17 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from omninft.clips.journal import Journal
 from omninft.clips.workers import decoded_chunks
 from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import ClipFile, read
 from omninft.evaluation.paired import mean_estimates
-from omninft.evaluation.prompt_table import PromptRow, rows_digest
+from omninft.evaluation.prompt_table import rows_digest
 from omninft.evaluation.result_tables import write_tables
 from omninft.evaluation.results import RESULT_FILE, ClipScores, EvaluationResult, Metric, MetricResult, Protocol
 from omninft.evaluation.set_metrics import SetMetric
+from omninft.files import write_atomically
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.registry import Reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -330,9 +332,7 @@ def _write_features(output: Path, benchmark: Benchmark, rows: Sequence[tuple[Cli
         if one.given is None and (found := _feature_rows(one, rows)):
             tensors[one.name] = torch.from_numpy(np.stack(found).astype(np.float32))
     if tensors:
-        temporary = output / f".{FEATURES_FILE}.part"
-        save_file(tensors, temporary)
-        temporary.replace(output / FEATURES_FILE)
+        write_atomically(output / FEATURES_FILE, lambda temporary: temporary.write_bytes(save(tensors)))
 
 
 def _missing_notes(benchmark: Benchmark, rows: Sequence[tuple[ClipFile, dict[str, Any]]]) -> list[str]:

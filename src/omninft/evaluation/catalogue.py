@@ -1,48 +1,26 @@
-"""The benchmarks by name: which metrics they have, which of them can be computed here, and how."""
+"""The benchmarks by name: which of their metrics can be computed here, and how."""
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omninft.config import RewardConfig
 from omninft.distributed import default_device
-from omninft.evaluation import javisbench, world_benchmark
 from omninft.evaluation.benchmark import Benchmark
-from omninft.evaluation.prompt_table import PromptRow
-from omninft.evaluation.results import Metric
-from omninft.evaluation.set_metrics import FeatureDistance, audio_distance, read_features, video_distance
-from omninft.rewards.av_align import AVAlignReward
-from omninft.rewards.dnsmos import DNSMOSReward
-from omninft.rewards.flicker import FlickerReward
-from omninft.rewards.model_reward import ModelReward
-from omninft.rewards.motion import MotionReward
-from omninft.rewards.presets import chosen_rewards
+from omninft.evaluation.description import BenchmarkDescription, JudgeEntry, Options
+from omninft.evaluation.javisbench import JAVISBENCH
+from omninft.evaluation.set_metrics import FeatureDistance, read_features
+from omninft.evaluation.world_benchmark import WORLD
+from omninft.naming import did_you_mean
+from omninft.rewards.presets import options_by_name
 from omninft.scorers.weights import file_sha256
 from omninft.types import OmniNFTError
 
-BENCHMARKS = ("world", "javisbench")
-ALL_COMPAT = "javisbench"  # every quirk at once
-JAVISBENCH_FILES = "hf download JavisDiT/JavisBench JavisBench.csv --repo-type dataset --local-dir javisbench"
-
-# Measurements and a model in a wheel: the same for every benchmark, the first by default, the others on request.
-COMMON_METRICS = (
-    Metric("av_align", "AV-Align", "peaks of optical flow and of sound coincide"),
-    Metric("dnsmos", "DNSMOS", "clean speech, P.835 overall", unit="MOS"),
-    Metric("flicker", "Flicker", "consecutive frames alike (VBench temporal_flickering)"),
-    Metric("motion", "Motion", "speed of the fastest 5 % of the pixels", unit="frame sides/s"),
-)
-ON_REQUEST = ("dnsmos", "flicker", "motion")
-_COMMON = {
-    "av_align": javisbench.JudgeEntry(AVAlignReward, ("av_align",), {}),
-    "dnsmos": javisbench.JudgeEntry(DNSMOSReward, ("dnsmos",), {}),
-    "flicker": javisbench.JudgeEntry(FlickerReward, ("flicker",), {}),
-    "motion": javisbench.JudgeEntry(MotionReward, ("motion",), {}),
-}
+# A benchmark is a value; adding one is its file and its place here.
+BENCHMARKS: dict[str, BenchmarkDescription] = {one.name: one for one in (WORLD, JAVISBENCH)}
 
 
 @dataclass(frozen=True)
@@ -51,7 +29,7 @@ class Choice:
 
     benchmark: str = "world"
     metrics: tuple[str, ...] = ()  # empty: the default ones; "all": every one
-    compat: tuple[str, ...] = ()  # quirks by name, or "javisbench"
+    compat: tuple[str, ...] = ()  # quirks by name, or the name of the benchmark: all
     options: tuple[str, ...] = ()  # judge.key=value
     device: str | None = None  # of judging models; None: CUDA where there is one
     strict: bool = False  # what cannot be computed is an error
@@ -60,11 +38,16 @@ class Choice:
     networks: Mapping[str, Path | None] = field(default_factory=dict)  # "video" (I3D), "audio" (AudioCLIP)
 
 
+def described(name: str) -> BenchmarkDescription:
+    """A benchmark by name. Raises OmniNFTError for an unknown one."""
+    if name not in BENCHMARKS:
+        raise OmniNFTError(f"unknown benchmark {name!r}, expected one of: {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
 def metric_names(benchmark: str) -> tuple[str, ...]:
-    """All metrics of a benchmark, the ten columns first. Raises OmniNFTError for an unknown benchmark."""
-    return tuple(m.name for m in (*_own_metrics(benchmark), *COMMON_METRICS)) + (
-        ("fvd", "kvd", "fad") if benchmark == "javisbench" else ()
-    )
+    """All metrics of a benchmark, those of its table first. Raises OmniNFTError for an unknown benchmark."""
+    return described(benchmark).metric_names
 
 
 def build_benchmark(choice: Choice) -> Benchmark:
@@ -73,146 +56,140 @@ def build_benchmark(choice: Choice) -> Benchmark:
     Raises:
         OmniNFTError: an unknown benchmark, metric, quirk or option; with `strict`, anything that is missing.
     """
-    wanted = _wanted(choice)
-    quirks = _quirks(choice)
-    entries = {**(javisbench.JUDGES if choice.benchmark == "javisbench" else {}), **_COMMON}
-    chosen = {name: e for name, e in entries.items() if set(e.metrics) & set(wanted)}
-    configs = {c.name: c for c in chosen_rewards(tuple(chosen), None, choice.options)}
+    about = described(choice.benchmark)
+    wanted = _wanted(about, choice.metrics)
+    quirks = _quirks(about, choice.compat)
+    chosen = {name: entry for name, entry in about.judges.items() if set(entry.metrics) & set(wanted)}
+    options = options_by_name(tuple(chosen), choice.options)
+    labels = {metric.name: metric.label for metric in about.metrics}
     judges: list[Any] = []
     lacking: dict[str, list[str]] = {}  # why -> labels
     weights: dict[str, str] = {}
     unpinned: dict[str, str] = {}
-    own = {m.name: m for m in (*_own_metrics(choice.benchmark), *COMMON_METRICS)}
     computed: set[str] = set()
-    if choice.benchmark == "world" and set(wanted) & {m.name for m in world_benchmark.METRICS}:
-        judges.append(world_benchmark.WorldAnalogues())
-        computed |= {m.name for m in world_benchmark.METRICS}
-        weights["world analogues"] = f"measured, version {world_benchmark.VERSION}"
     for name, entry in chosen.items():
-        judge = _judge(entry, configs[name], choice, wanted, quirks)
+        judge = _judge(name, entry, options[name], choice, wanted, quirks)
         why = judge.missing() if hasattr(judge, "missing") else None
         if why is not None:
-            lacking.setdefault(why, []).extend(own[m].label for m in entry.metrics if m in wanted)
+            lacking.setdefault(why, []).extend(labels[m] for m in entry.metrics if m in wanted)
             continue
         judges.append(judge)
         computed |= set(entry.metrics)
-        weights[name], loose = _provenance(judge)
+        weights[name], loose = (entry.provenance, {}) if entry.provenance else _provenance(judge)
         unpinned |= {f"{name}/{file}": digest for file, digest in loose.items()}
     sets = []
-    for one in _set_metrics(choice, quirks, wanted):
+    for one in _set_metrics(about, choice, quirks, wanted):
         if (why := one.missing()) is not None:
             lacking.setdefault(why, []).extend(m.label for m in one.metrics)
         else:
             sets.append(one)
-    notes = [f"{', '.join(labels)}: left out: {why}" for why, labels in lacking.items()]
+    notes = [f"{', '.join(named)}: left out: {why}" for why, named in lacking.items()]
     if choice.strict and notes:
         raise OmniNFTError("; ".join(notes))
-    world = choice.benchmark == "world"
-    settings = _settings(choice, quirks, unpinned, sets)
     return Benchmark(
-        name=choice.benchmark,
-        version=world_benchmark.VERSION if world else javisbench.VERSION,
-        metrics=tuple(own[name] for name in wanted if name in own and name in computed),
+        name=about.name,
+        version=about.version,
+        metrics=tuple(metric for metric in about.metrics if metric.name in wanted and metric.name in computed),
         judges=tuple(judges),
-        settings=settings,
+        settings=_settings(about, choice, quirks, unpinned, sets),
         sets=tuple(sets),
-        categories=_world_categories if world else _row_categories,
-        seconds=None if world else javisbench.SECONDS,
+        categories=about.categories,
+        seconds=about.form.seconds if about.form is not None else None,
         weights=weights,
         notes=tuple(notes),
     )
 
 
-def _own_metrics(benchmark: str) -> tuple[Metric, ...]:
-    if benchmark not in BENCHMARKS:
-        raise OmniNFTError(f"unknown benchmark {benchmark!r}, expected one of: {', '.join(BENCHMARKS)}")
-    return world_benchmark.METRICS if benchmark == "world" else javisbench.METRICS
-
-
-def _wanted(choice: Choice) -> tuple[str, ...]:
-    known = metric_names(choice.benchmark)
-    if not choice.metrics:
-        return tuple(name for name in known if name not in ON_REQUEST)
-    if "all" in choice.metrics:
+def _wanted(about: BenchmarkDescription, metrics: Sequence[str]) -> tuple[str, ...]:
+    known = about.metric_names
+    if not metrics:
+        return tuple(name for name in known if name not in about.on_request)
+    if "all" in metrics:
         return known
-    for name in choice.metrics:
+    for name in metrics:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise OmniNFTError(f"unknown metric {name!r}{hint}; {choice.benchmark} has: {', '.join(known)}, or all")
-    return tuple(name for name in known if name in choice.metrics)
+            hint = did_you_mean(name, known)
+            raise OmniNFTError(f"unknown metric {name!r}{hint}; {about.name} has: {', '.join(known)}, or all")
+    return tuple(name for name in known if name in metrics)
 
 
-def _quirks(choice: Choice) -> frozenset[str]:
-    if choice.compat and choice.benchmark != "javisbench":
-        raise OmniNFTError(f"compat is of the benchmark javisbench, found benchmark {choice.benchmark!r}")
-    for name in choice.compat:
-        if name not in (*javisbench.COMPAT, ALL_COMPAT):
+def _quirks(about: BenchmarkDescription, compat: Sequence[str]) -> frozenset[str]:
+    if compat and not about.quirks:
+        having = ", ".join(one.name for one in BENCHMARKS.values() if one.quirks)
+        raise OmniNFTError(f"compat is of the benchmark {having}, found benchmark {about.name!r}")
+    for name in compat:
+        if name not in (*about.quirks, about.name):
             raise OmniNFTError(
-                f"unknown compat {name!r}, expected {ALL_COMPAT} (all), or of: {', '.join(javisbench.COMPAT)}"
+                f"unknown compat {name!r}, expected {about.name} (all), or of: {', '.join(about.quirks)}"
             )
-    return frozenset(javisbench.COMPAT if ALL_COMPAT in choice.compat else choice.compat)
+    return frozenset(about.quirks if about.name in compat else compat)
 
 
 def _judge(
-    entry: javisbench.JudgeEntry,
-    config: RewardConfig,
+    name: str,
+    entry: JudgeEntry,
+    own: Mapping[str, object],
     choice: Choice,
     wanted: Sequence[str],
     quirks: frozenset[str],
 ) -> Any:
-    options: dict[str, Any] = {}
-    on_device = isinstance(entry.make, type) and issubclass(entry.make, ModelReward)
-    if on_device and entry.make is not DNSMOSReward:
-        options["device"] = choice.device
-    if entry.make is javisbench.BindScores:
-        options["wanted"] = tuple(name for name in entry.metrics if name in wanted)
-    if entry.make is AVAlignReward and choice.benchmark == "world":
-        options["enlarge"] = True  # the world's frames are too small for optical flow
-    for quirk, changes in entry.quirks.items():
-        if quirk in quirks:
-            options |= changes
+    options: dict[str, Any] = {"device": choice.device} if entry.takes_device else {}
+    if entry.takes_wanted:
+        options["wanted"] = tuple(metric for metric in entry.metrics if metric in wanted)
+    options |= {**entry.options, **_changes(entry.quirks, quirks)}
     try:
-        judge = entry.make(**(options | config.options))
+        judge = entry.make(**(options | dict(own)))
     except TypeError as error:
-        raise OmniNFTError(f"{config.name} does not take the options {config.options}: {error}") from error
-    return world_benchmark.Conformed(judge) if choice.benchmark == "world" else judge
+        raise OmniNFTError(f"{name} does not take the options {dict(own)}: {error}") from error
+    return entry.wrap(judge)
 
 
-def _set_metrics(choice: Choice, quirks: frozenset[str], wanted: Sequence[str]) -> list[FeatureDistance]:
-    if not {"fvd", "kvd", "fad"} & set(wanted):
+def _changes(known: Mapping[str, Options], quirks: frozenset[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for quirk, options in known.items():
+        if quirk in quirks:
+            changes |= options
+    return changes
+
+
+def _set_metrics(
+    about: BenchmarkDescription, choice: Choice, quirks: frozenset[str], wanted: Sequence[str]
+) -> list[FeatureDistance]:
+    entries = {name: entry for name, entry in about.sets.items() if set(entry.metrics) & set(wanted)}
+    if not entries:
         return []
     real, _ = read_features(choice.real)
     given, _ = read_features(choice.features)
-    device = choice.device or default_device()
-
-    def options(name: str) -> dict[str, Any]:
-        return {
-            "network": choice.networks.get(name),
-            "real": real.get(name),
-            "given": given.get(name),
-            "device": device,
-        }
-
-    video = video_distance(unscaled="unscaled_fvd" in quirks, **options("video"))
-    audio = audio_distance(**options("audio"))
-    return [
-        FeatureDistance(**{**vars(one), "distances": {m: d for m, d in one.distances.items() if m.name in wanted}})
-        for one in (video, audio)
-        if {m.name for m in one.metrics} & set(wanted)
+    made = [
+        entry.make(
+            network=choice.networks.get(name),
+            real=real.get(name),
+            given=given.get(name),
+            device=choice.device or default_device(),
+            **_changes(entry.quirks, quirks),
+        )
+        for name, entry in entries.items()
     ]
+    return [replace(one, distances={m: d for m, d in one.distances.items() if m.name in wanted}) for one in made]
 
 
 def _settings(
-    choice: Choice, quirks: frozenset[str], unpinned: dict[str, str], sets: Sequence[FeatureDistance]
+    about: BenchmarkDescription,
+    choice: Choice,
+    quirks: frozenset[str],
+    unpinned: dict[str, str],
+    sets: Sequence[FeatureDistance],
 ) -> dict[str, Any]:
     """What changes numbers and is not in the version."""
-    settings: dict[str, Any] = {"options": sorted(o for o in choice.options if not _harmless(o))}
-    if choice.benchmark == "javisbench":
-        settings |= javisbench.SETTINGS
+    # Weights of a published checksum are as the version says; others may be anything.
+    settings: dict[str, Any] = {
+        "options": sorted(o for o in choice.options if not _harmless(o)),
+        "weights": unpinned,
+        **about.settings,
+    }
+    if about.quirks:
         settings["compat"] = sorted(quirks)
-        # Weights of a published checksum are as the version says; others may be anything.
-        settings["weights"] = unpinned
+    if about.sets:
         files = {"real": choice.real, **{f"network_{name}": path for name, path in choice.networks.items()}}
         settings["sets"] = {n: file_sha256(p)[:16] for n, p in files.items() if sets and p is not None and p.is_file()}
     return settings
@@ -245,11 +222,3 @@ def _provenance(judge: Any) -> tuple[str, dict[str, str]]:
         if digest is not None:
             parts.append(f"{Path(file).name} sha256 {digest[:16]}")
     return ", ".join(parts), loose
-
-
-def _world_categories(row: PromptRow) -> tuple[str, ...]:
-    return world_benchmark.categories(row.prompt)
-
-
-def _row_categories(row: PromptRow) -> tuple[str, ...]:
-    return row.categories

@@ -15,7 +15,7 @@ from pathlib import Path
 from omninft.clips.journal import file_stamp
 from omninft.clips.media import read_clip, read_wav, sidecar_of
 from omninft.clips.workers import VIDEO_ENDINGS
-from omninft.evaluation.prompt_table import PromptRow
+from omninft.prompts.prompt_file import PromptRow
 from omninft.types import Clip, OmniNFTError
 
 
@@ -47,7 +47,8 @@ def sample_name(index: int) -> str:
 def find_clips(folder: Path, rows: Sequence[PromptRow]) -> list[ClipFile]:
     """The clips of every row, in order; a row without any stands with the name it should have.
 
-    In this order: the path that the row gives, sample_<row>, <prompt id>, <prompt id>-0, -1, ... A WAV of the same stem
+    In this order: the path that the row gives, sample_<row>, <prompt id>, <prompt id>-0, -1, ...; clips of the last two
+    kinds are found once, however many rows ask for the same. A WAV of the same stem
     beside the video is its sound: encoders of video files lose some, and JavisBench reads WAVs.
 
     Raises:
@@ -64,13 +65,19 @@ def find_clips(folder: Path, rows: Sequence[PromptRow]) -> list[ClipFile]:
         if numbered := re.fullmatch(r"(.+)-(\d+)", stem):
             samples.setdefault(numbered[1], []).append((int(numbered[2]), path))
     found: list[ClipFile] = []
+    by_id: set[str] = set()
     for row in rows:
         name = sample_name(row.index)
-        whole = row.video_path or files.get(name) or files.get(row.prompt.id)
+        whole = row.video_path or files.get(name)
+        if whole is None and row.prompt.id in by_id:
+            continue  # a repeated row: its prompt's clips stand already
+        if whole is None and (row.prompt.id in files or row.prompt.id in samples):
+            by_id.add(row.prompt.id)
+            whole = files.get(row.prompt.id)
         if whole is None and row.prompt.id in samples:
             found += [_clip_file(row, path, number) for number, path in sorted(samples[row.prompt.id])]
         else:
-            found.append(_clip_file(row, whole or folder / f"{name}.mp4"))
+            found.append(_clip_file(row, whole or folder / f"{name}.mp4", row.repeat))
     if not any(clip.video.is_file() for clip in found):
         first = found[0].row if found else None
         expected = f"e.g. {sample_name(first.index)}.mp4 or {first.prompt.id}-0.mp4" if first else "none"

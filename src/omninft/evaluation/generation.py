@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,14 +18,16 @@ import soxr
 from huggingface_hub import try_to_load_from_cache
 
 from omninft.clips.first_frame import read_first_frame
+from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip, write_wav
 from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
-from omninft.evaluation.prompt_table import LISTING, PromptRow
 from omninft.evaluation.sampling import load_policy
+from omninft.files import write_text
 from omninft.models.loading import CLIP_FILE, model_path
 from omninft.noise import Occasion
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler
 from omninft.scorers.views import fit_length
@@ -115,14 +116,14 @@ def generate_missing(
     check_settings(folder, generation.describe())
     mine = share(rows)
     todo = [row for row in mine if not (folder / f"{sample_name(row.index)}.mp4").is_file()]
-    _write_text(folder / LISTING, json.dumps({"clips": [_entry(row) for row in rows]}, indent=1))
+    write_listing(folder, [ListedClip(f"{sample_name(row.index)}.mp4", row.prompt, row.repeat) for row in rows])
     progress(len(mine) - len(todo), len(mine))
     if not todo:
         return
     policy, adapter = load_policy(generation.model, generation.lora)
     sampling = generation.sampling()
     sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
-    groups = [PromptGroup(row.prompt, (0,)) for row in todo]
+    groups = [PromptGroup(row.prompt, (row.repeat,)) for row in todo]
     done = 0
     for _, clips in roll_out(sampler, groups, generation.seed, Occasion.BENCHMARK, adapter):
         for clip in clips:
@@ -141,7 +142,7 @@ def check_settings(folder: Path, settings: dict[str, Any]) -> None:
             f"{folder} holds clips that were made with {'; '.join(different)}; choose another output, or remove it"
         )
     if not found:
-        _write_text(folder / SETTINGS_FILE, json.dumps(wanted, indent=1))
+        write_text(folder / SETTINGS_FILE, json.dumps(wanted, indent=1) + "\n")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -178,12 +179,6 @@ def trimmed(clip: Clip, seconds: float) -> Clip:
     return replace(clip, video=clip.video[:frames], waveform=fit_length(clip.waveform, samples), views={})
 
 
-def _entry(row: PromptRow) -> dict[str, Any]:
-    p = row.prompt
-    texts = {"prompt_v": p.prompt_v, "prompt_a": p.prompt_a, "prompt_av": p.prompt_av}
-    return {"file": f"{sample_name(row.index)}.mp4", "prompt_id": p.id, **texts, "sample": 0, "scores": {}}
-
-
 def _scales(guidance: GuidanceConfig) -> dict[str, float]:
     return dict(guidance.model_dump())
 
@@ -205,10 +200,3 @@ def _lora_digest(lora: Path) -> str:
     if not files or not files[0].is_file():
         raise OmniNFTError(f"no LoRA at {lora}; expected a .safetensors file, or a folder with one")
     return file_sha256(files[0])
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)

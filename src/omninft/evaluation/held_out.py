@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip
 from omninft.distributed import Processes
+from omninft.files import write_text
 from omninft.models.protocol import AdapterName
 from omninft.noise import Occasion
 from omninft.prompts.sampler import spread
@@ -36,7 +37,7 @@ def save_scores(path: Path, scores: EvaluationScores) -> None:
     """Every value of an evaluation, so that other runs can be paired with it later."""
     rows = [[float(v) if np.isfinite(v) else None for v in row] for row in scores.values]
     tree = {"names": scores.names, "prompt_ids": scores.prompt_ids, "values": rows}
-    path.write_text(json.dumps(tree, allow_nan=False), encoding="utf-8")
+    write_text(path, json.dumps(tree, allow_nan=False))
 
 
 def load_scores(path: Path) -> EvaluationScores:
@@ -76,7 +77,7 @@ class Evaluator:
         total = sum(len(g.samples) for g in self.groups)
         shown = set(spread(self.shown, total)) if folder is not None else set()
         tables: list[ScoreTable] = []
-        entries: list[dict[str, Any]] = []
+        entries: list[ListedClip] = []
         written: list[tuple[Path, Clip]] = []
         rank, world = self.processes.rank, self.processes.world
         done = rank * (total // world)
@@ -86,32 +87,20 @@ class Evaluator:
             for i, clip in enumerate(clips):
                 if done + i in shown and folder is not None:
                     entries.append(self._show(clip, table, i, folder))
-                    written.append((folder / entries[-1]["file"], clip))
+                    written.append((folder / entries[-1].file, clip))
             done += len(clips)
             if progress is not None:
                 progress(done, total)
         table = ScoreTable.cat(self.processes.gather(ScoreTable.cat(tables)) if world > 1 else tables)
         entries = [entry for part in self.processes.gather(entries) for entry in part]
         if folder is not None and self.processes.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"clips": entries}, indent=1, allow_nan=False)
-            (folder / "scores.json").write_text(text, encoding="utf-8")
+            write_listing(folder, entries)
         ids = tuple(g.prompt.id for g in self.groups for _ in g.samples)
         return EvaluationScores(table.names, table.values, ids[: len(table.values)], tuple(written))
 
-    def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> dict[str, Any]:
+    def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> ListedClip:
         name = f"{clip.prompt.id}-{clip.sample}.mp4"
-        side = max(clip.video.shape[1:3])
-        write_clip(folder / name, clip, upscale=max(1, SHOWN_SIDE // side))
-        values = {n: float(v) for n, v in zip(table.names, table.values[row], strict=True)}
-        return {
-            "file": name,
-            "prompt_id": clip.prompt.id,
-            "prompt_v": clip.prompt.prompt_v,
-            "prompt_a": clip.prompt.prompt_a,
-            "prompt_av": clip.prompt.prompt_av,
-            "sample": clip.sample,
-            "scores": {n: v if np.isfinite(v) else None for n, v in values.items()},
-            "reasons": {table.names[k]: why for (b, k), why in table.reasons.items() if b == row},
-            "events": clip.views.get("events", {}),
-        }
+        write_clip(folder / name, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
+        scores = {n: float(v) for n, v in zip(table.names, table.values[row], strict=True)}
+        reasons = {table.names[k]: why for (b, k), why in table.reasons.items() if b == row}
+        return ListedClip.of(clip, name, scores, reasons)

@@ -28,7 +28,10 @@ from typing import Any
 import numpy as np
 
 from omninft.clips.workers import in_workers
+from omninft.evaluation.description import BenchmarkDescription, ClipForm, JudgeEntry, SetEntry
+from omninft.evaluation.measured import MEASURED_METRICS, ON_REQUEST, measured_judges
 from omninft.evaluation.results import Metric
+from omninft.evaluation.set_metrics import audio_distance, video_distance
 from omninft.rewards.audiobox import AudioBoxReward
 from omninft.rewards.clap import CLAPReward
 from omninft.rewards.clap import Prepared as SoundAndText
@@ -315,23 +318,19 @@ def _on(formula: Callable[[Embeddings], float], embedded: dict[int, Embeddings])
     return lambda clip: formula(embedded[id(clip)])
 
 
-@dataclass(frozen=True)
-class JudgeEntry:
-    """A judge of the benchmark: how it is made, which metrics it gives, what a quirk changes in its options."""
-
-    make: Callable[..., Any]
-    metrics: tuple[str, ...]
-    quirks: dict[str, dict[str, Any]]
-
-
 # By the name of the reward whose model it shares; options on the command line go by these names too.
 JUDGES: dict[str, JudgeEntry] = {
-    "videoalign": JudgeEntry(VideoQuality, ("vq", "mq"), {}),
-    "audiobox": JudgeEntry(AudioQuality, ("aq",), {"aq_no_resample": {"resample": False}}),
-    "imagebind": JudgeEntry(BindScores, ("tv_ib", "ta_ib", "av_ib", "avh_score", "javis_score"), {}),
-    "clip": JudgeEntry(TextVideo, ("clip",), {"bgr_clip": {"bgr": True}}),
-    "clap": JudgeEntry(TextSound, ("clap",), {}),
-    "desync": JudgeEntry(DeSync, ("desync",), {}),
+    "videoalign": JudgeEntry(VideoQuality, ("vq", "mq"), takes_device=True),
+    "audiobox": JudgeEntry(AudioQuality, ("aq",), {"aq_no_resample": {"resample": False}}, takes_device=True),
+    "imagebind": JudgeEntry(
+        BindScores,
+        ("tv_ib", "ta_ib", "av_ib", "avh_score", "javis_score"),
+        takes_device=True,
+        takes_wanted=True,
+    ),
+    "clip": JudgeEntry(TextVideo, ("clip",), {"bgr_clip": {"bgr": True}}, takes_device=True),
+    "clap": JudgeEntry(TextSound, ("clap",), takes_device=True),
+    "desync": JudgeEntry(DeSync, ("desync",), takes_device=True),
 }
 
 SETTINGS: dict[str, Any] = {
@@ -346,3 +345,19 @@ SETTINGS: dict[str, Any] = {
     "clap_padding": "zero",
     "videoalign_fps": "the checkpoint's",
 }
+
+JAVISBENCH = BenchmarkDescription(
+    name="javisbench",
+    version=VERSION,
+    metrics=(*METRICS, *MEASURED_METRICS),
+    judges={**JUDGES, **measured_judges()},
+    on_request=ON_REQUEST,
+    sets={
+        "video": SetEntry(video_distance, ("fvd", "kvd"), {"unscaled_fvd": {"unscaled": True}}),
+        "audio": SetEntry(audio_distance, ("fad",)),
+    },
+    quirks=COMPAT,
+    settings=SETTINGS,
+    form=ClipForm(SECONDS, FRAME_RATE, AUDIO_RATE),
+    fetch_prompts="hf download JavisDiT/JavisBench JavisBench.csv --repo-type dataset --local-dir javisbench",
+)

@@ -7,7 +7,6 @@ how they were made is the paper, so they form a section of their own, whatever p
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ import numpy as np
 
 from omninft.evaluation.paired import Measure, PairedRow, Verdict, compare_paired
 from omninft.evaluation.results import EvaluationResult, Metric, MetricResult
+from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError
 
 Source = Literal["published", "measured"]
@@ -330,10 +330,7 @@ def _with_base(section: Section, base: str) -> Section:
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
-    lowered = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), lowered, n=1, cutoff=0.5)
-    listed = ", ".join(dict.fromkeys(known))
-    return f", did you mean {lowered[close[0]]!r}?" if close else f"; there are {listed}"
+    return did_you_mean(word, known) or f"; there are {', '.join(dict.fromkeys(known))}"
 
 
 def _told_apart(results: Sequence[tuple[Path, EvaluationResult]]) -> list[str]:

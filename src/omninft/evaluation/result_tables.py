@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omninft.evaluation.results import EvaluationResult, Metric, MetricResult
+from omninft.files import write_text
 
 MARKDOWN_FILE, CSV_FILE = "table.md", "table.csv"
 ABSENT = "\u2013"
@@ -20,9 +20,7 @@ ABSENT = "\u2013"
 def write_tables(result: EvaluationResult, folder: Path) -> None:
     """table.md and table.csv, each whole or not at all."""
     for name, text in ((MARKDOWN_FILE, to_markdown(result)), (CSV_FILE, to_csv(result))):
-        temporary = folder / f".{name}.{os.getpid()}.part"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        write_text(folder / name, text)
 
 
 def to_markdown(result: EvaluationResult) -> str:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omninft.evaluation.paired import Estimate
+from omninft.files import write_text
 from omninft.types import OmniNFTError
 
 RESULT_FILE = "result.json"
@@ -91,13 +91,9 @@ class EvaluationResult:
     notes: tuple[str, ...] = ()  # what a reader must know, e.g. metrics left out and why
 
     def save(self, folder: Path) -> Path:
-        """Write result.json there, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write result.json there, whole or not at all. Raises OmniNFTError when it cannot be written."""
         path = folder / RESULT_FILE
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=1, allow_nan=False) + "\n")
         return path
 
     @staticmethod

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
+from omninft.clips.listing import LISTING
 from omninft.distributed import default_device
-from omninft.evaluation import javisbench
 from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
-from omninft.evaluation.catalogue import JAVISBENCH_FILES, Choice, build_benchmark
+from omninft.evaluation.catalogue import Choice, build_benchmark, described
 from omninft.evaluation.clip_folder import find_clips, unclaimed
 from omninft.evaluation.generation import Generation, generate_missing, read_settings
-from omninft.evaluation.prompt_table import LISTING, PROMPT_ENDINGS, PromptRow, read_prompt_rows, rows_beside
+from omninft.evaluation.prompt_table import rows_beside
 from omninft.evaluation.results import EvaluationResult
+from omninft.prompts.prompt_file import PROMPT_ENDINGS, PromptRow
 from omninft.prompts.sampler import spread
+from omninft.prompts.sources import open_rows
 from omninft.types import OmniNFTError
 
-WORLD_PROMPTS = "world:test"
 SPARE_NAMED = 3  # clips named in a note
-WORLD_LIMIT = 64  # prompts by default: about two minutes on two cores
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,8 +46,8 @@ def evaluate(
 ) -> tuple[Path, EvaluationResult | None]:
     """Evaluate the clips of a folder, or those of a model, which are made first under `output`/clips.
 
-    Without `prompts` the bundled world's test prompts are taken for a model, and for clips a prompts.csv (.jsonl, .txt)
-    or scores.json in their folder. `limit` takes that many prompts, evenly spaced (0: all). Returns the folder of the
+    Without `prompts` the benchmark's own are taken for a model, and for clips a prompts.csv (.jsonl, .txt) or
+    scores.json in their folder. `limit` takes that many prompts, evenly spaced (0: all). Returns the folder of the
     result, and the result; None while other shards are not done.
 
     Raises:
@@ -106,20 +106,22 @@ def _label(clips: Path | None, model: str, lora: Path | None) -> str:
 def _rows(clips: Path | None, choice: Choice, prompts: str | None, limit: int | None) -> list[PromptRow]:
     if clips is not None and not clips.is_dir():
         raise OmniNFTError(f"{clips}: no such folder of clips")
+    about = described(choice.benchmark)
     beside = [clips / f"prompts{ending}" for ending in PROMPT_ENDINGS] if clips is not None else []
     source = prompts or next((str(path) for path in beside if path.is_file()), None)
     if source is not None:
-        rows = read_prompt_rows(source)
+        rows = open_rows(source)
     elif clips is not None and (clips / LISTING).is_file():
         rows = rows_beside(clips)
-    elif choice.benchmark == "world" and clips is None:
-        rows = read_prompt_rows(WORLD_PROMPTS)
-        limit = WORLD_LIMIT if limit is None else limit
-    elif choice.benchmark == "javisbench":
-        raise OmniNFTError(f"javisbench needs its prompts: --prompts FILE; fetch them by: {JAVISBENCH_FILES}")
+    elif clips is None and about.prompts is not None:
+        rows = open_rows(about.prompts)
+        limit = about.limit if limit is None else limit
+    elif about.fetch_prompts:
+        raise OmniNFTError(f"{about.name} needs its prompts: --prompts FILE; fetch them by: {about.fetch_prompts}")
+    elif clips is None:
+        raise OmniNFTError(f"{about.name} has no prompts of its own: give --prompts FILE")
     else:
-        assert clips is not None
-        rows = rows_beside(clips)
+        rows = rows_beside(clips)  # which says what is not there
     return [rows[i] for i in spread(limit or len(rows), len(rows))]
 
 
@@ -131,8 +133,6 @@ def _generation(
     steps: int | None,
     guidance: tuple[float | None, float | None],
 ) -> Generation:
-    size: dict[str, Any] = {}
-    if choice.benchmark == "javisbench":
-        rate, sound = javisbench.FRAME_RATE, javisbench.AUDIO_RATE
-        size = {"seconds": javisbench.SECONDS, "frame_rate": rate, "audio_rate": sound}
+    form = described(choice.benchmark).form
+    size: dict[str, Any] = vars(form) if form is not None else {}
     return Generation(model, lora, seed, steps, guidance[0], guidance[1], **size)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from omninft.clips.first_frame import read_first_frame
+from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip
 from omninft.config import GuidanceConfig, ModelConfig, SamplingConfig
 from omninft.evaluation.held_out import SHOWN_SIDE
@@ -54,11 +54,9 @@ def sample_clips(
             path = output / f"{clip.prompt.id}-{clip.sample}.mp4"
             write_clip(path, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
             written.append(path)
-            p = clip.prompt
-            texts = {"prompt_v": p.prompt_v, "prompt_a": p.prompt_a, "prompt_av": p.prompt_av}
-            entries.append({"file": path.name, "prompt_id": p.id, **texts, "sample": clip.sample, "scores": {}})
+            entries.append(ListedClip.of(clip, path.name))
         progress(len(written), total)
-    (output / "scores.json").write_text(json.dumps({"clips": entries}, indent=1), encoding="utf-8")
+    write_listing(output, entries)
     return written
 
 

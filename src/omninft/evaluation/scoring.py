@@ -10,7 +10,7 @@ import csv
 import hashlib
 import io
 import json
-import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 
 from omninft.clips.journal import Journal, file_stamp
+from omninft.clips.listing import LISTING, read_listing
 from omninft.clips.media import read_clip
 from omninft.clips.workers import CHUNK_CLIPS, VIDEO_ENDINGS, decoded_chunks
 from omninft.config import RewardConfig
 from omninft.distributed import available_cores
 from omninft.evaluation.clip_folder import sample_name
-from omninft.evaluation.prompt_table import PROMPT_ENDINGS, read_prompt_rows
+from omninft.files import write_atomically
+from omninft.prompts.prompt_file import PROMPT_ENDINGS
+from omninft.prompts.sources import open_rows
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
@@ -40,6 +43,7 @@ class FileScores:
     prompt_id: str
     scores: dict[str, float | None]
     reasons: dict[str, str]
+    no_prompt: str = ""  # why its prompt is not known
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,22 @@ class ScoreResult:
         columns = {n: [r.scores[n] for r in self.rows if r.scores[n] is not None] for n in self.names}
         return {n: float(np.mean(v)) if v else None for n, v in columns.items()}  # type: ignore[arg-type]
 
+    def without_prompts(self) -> dict[str, list[str]]:
+        """Why prompts are not known -> the files."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.no_prompt:
+                found.setdefault(row.no_prompt, []).append(row.file)
+        return found
+
     def write(self, path: Path) -> None:
         """A .csv, .json or .parquet table, whole or not at all.
 
         Raises:
-            OmniNFTError: another ending, or Parquet without pyarrow.
+            OmniNFTError: another ending, Parquet without pyarrow, or a place that cannot be written to.
         """
         write = {".csv": self._csv, ".json": self._json, ".parquet": self._parquet}[table_ending(path)]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            write(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_atomically(path, write)
 
     def _columns(self) -> dict[str, list[Any]]:
         return {
@@ -138,14 +144,15 @@ def score_files(
     with _journal(output, rewards, prompts) as journal, RewardRunner(built, max_missing_share=1.0) as runner:
         names = tuple(c.name for c in runner.components)
         for entry in journal.resume(lambda e: not e["reasons"] and e["stamp"] == file_stamp(base / e["file"])):
-            done[entry["file"]] = FileScores(entry["file"], entry["prompt_id"], entry["scores"], entry["reasons"])
+            done[entry["file"]] = FileScores(**{k: v for k, v in entry.items() if k != "stamp"})
         progress(len(done), len(files))
         todo = [file for file in files if _label(file, base) not in done]
         workers = available_cores()
         for chunk in decoded_chunks(
-            todo, lambda file: read_clip(file, known.of(file), require_audio=False), workers, CHUNK_CLIPS
+            todo, lambda file: read_clip(file, known.of(file)[0], require_audio=False), workers, CHUNK_CLIPS
         ):
-            for row, file in zip(_rows(runner, chunk, names, base), [file for file, _ in chunk], strict=True):
+            rows = _rows(runner, chunk, names, base, lambda file: known.of(file)[1])
+            for row, file in zip(rows, [file for file, _ in chunk], strict=True):
                 done[row.file] = row
                 journal.add({**asdict(row), "stamp": file_stamp(file)})
             progress(len(done), len(files))
@@ -157,7 +164,11 @@ def score_files(
 
 
 def _rows(
-    runner: RewardRunner, chunk: list[tuple[Path, Clip | OmniNFTError]], names: tuple[str, ...], base: Path
+    runner: RewardRunner,
+    chunk: list[tuple[Path, Clip | OmniNFTError]],
+    names: tuple[str, ...],
+    base: Path,
+    no_prompt: Callable[[Path], str],
 ) -> Iterator[FileScores]:
     clips = [clip for _, clip in chunk if isinstance(clip, Clip)]
     table = runner.score(clips) if clips else ScoreTable((), np.empty((0, len(names))))
@@ -169,7 +180,10 @@ def _rows(
             continue
         values = {n: float(v) if np.isfinite(v) else None for n, v in zip(names, table.values[b], strict=True)}
         reasons = {names[k]: why for (row, k), why in table.reasons.items() if row == b}
-        yield FileScores(label, clip.prompt.id, values, reasons)
+        if unknown := no_prompt(file):
+            # What a reward says of an empty prompt (it names the field) would mislead: nobody gave an empty one.
+            reasons = {n: f"its prompt is not known: {unknown}" if "prompt_" in r else r for n, r in reasons.items()}
+        yield FileScores(label, clip.prompt.id, values, reasons, unknown)
         b += 1
 
 
@@ -184,6 +198,18 @@ def _journal(output: Path | None, rewards: Sequence[RewardConfig], prompts: Path
     return Journal(path, header, "scores of other rewards, options or prompts")
 
 
+@dataclass(frozen=True)
+class _Known:
+    """Prompts by the stem of a clip's file, or its part before the sample's number; and where one is not known, why."""
+
+    prompts: dict[str, Prompt]
+    absence: Callable[[str], str]  # stem -> why it is not among them
+
+    def of(self, stem: str) -> tuple[Prompt, str]:
+        found = self.prompts.get(stem) or self.prompts.get(stem.rsplit("-", 1)[0])
+        return (found, "") if found is not None else (Prompt(stem, "", "", ""), self.absence(stem))
+
+
 class _Prompts:
     """Prompts of clip files, by id, by file name, or by JavisBench's sample_0000 for row 0 of a prompt file.
 
@@ -191,39 +217,44 @@ class _Prompts:
     """
 
     def __init__(self, source: Path | None) -> None:
-        self._given = _by_row(str(source)) if source is not None else None
-        self._beside: dict[Path, dict[str, Prompt]] = {}
+        self._given = _in_file(str(source)) if source is not None else None
+        self._beside: dict[Path, _Known] = {}
 
-    def of(self, file: Path) -> Prompt:
-        """Rewards that need words find none in the prompt of an unknown file, and say so, clip by clip."""
+    def of(self, file: Path) -> tuple[Prompt, str]:
+        """A file's prompt; or an empty one and why, so that rewards that need no words are scored all the same."""
         if self._given is not None:
-            known = self._given
-        elif file.parent in self._beside:
-            known = self._beside[file.parent]
-        else:
-            tables = [t for ending in PROMPT_ENDINGS if (t := file.parent / f"prompts{ending}").is_file()]
-            listing = file.parent / "scores.json"
-            found = _by_row(str(tables[0])) if tables and not listing.is_file() else _listed_beside(listing)
-            known = self._beside[file.parent] = found
-        stem = file.stem
-        return known.get(stem) or known.get(stem.rsplit("-", 1)[0]) or Prompt(stem, "", "", "")
+            return self._given.of(file.stem)
+        folder = file.parent
+        if folder not in self._beside:
+            tables = [t for ending in PROMPT_ENDINGS if (t := folder / f"prompts{ending}").is_file()]
+            listing = folder / LISTING
+            if listing.is_file():
+                self._beside[folder] = _listed(listing)
+            elif tables:
+                self._beside[folder] = _in_file(str(tables[0]))
+            else:
+                nothing = f"{folder} has no {listing.name} and no prompts{PROMPT_ENDINGS[0]}, and no --prompts is given"
+                self._beside[folder] = _Known({}, lambda stem: nothing)
+        return self._beside[folder].of(file.stem)
 
 
-def _by_row(source: str) -> dict[str, Prompt]:
-    rows = read_prompt_rows(source)
-    return {sample_name(row.index): row.prompt for row in rows} | {row.prompt.id: row.prompt for row in rows}
+def _in_file(source: str) -> _Known:
+    rows = open_rows(source)
+    known = {sample_name(row.index): row.prompt for row in rows} | {row.prompt.id: row.prompt for row in rows}
+
+    def absence(stem: str) -> str:
+        if re.fullmatch(r"sample_\d+", stem):
+            return f"{source} has {len(rows)} rows, from {sample_name(0)} to {sample_name(len(rows) - 1)}"
+        return f"{source} has no prompt of the file's name as id, with or without a sample's number"
+
+    return _Known(known, absence)
 
 
-def _listed_beside(listing: Path) -> dict[str, Prompt]:
-    if not listing.is_file():
-        return {}
-    try:
-        clips = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-        return {
-            Path(c["file"]).stem: Prompt(c["prompt_id"], c["prompt_v"], c["prompt_a"], c["prompt_av"]) for c in clips
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise OmniNFTError(f"{listing}: not a listing of clips as `omninft sample` writes it ({error!r})") from error
+def _listed(listing: Path) -> _Known:
+    clips = read_listing(listing)
+    known = {Path(c.file).stem: c.prompt for c in clips if c.prompt.prompt_v or c.prompt.prompt_a or c.prompt.prompt_av}
+    bare = {Path(c.file).stem for c in clips} - set(known)
+    return _Known(known, lambda stem: f"{listing} " + ("gives no text for it" if stem in bare else "does not list it"))
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omninft.clips.listing import read_listing
 from omninft.evaluation.vbench import BY_NAME, chosen_dimensions
+from omninft.files import replacing
 from omninft.types import OmniNFTError
 
 SUITE_FILE = "VBench_full_info.json"
@@ -187,19 +189,18 @@ def read_mapping(path: Path) -> dict[str, list[Path]]:
     Raises:
         OmniNFTError: no such file, or not such a mapping.
     """
-    file = path / "scores.json" if path.is_dir() else path
+    if path.is_dir():
+        found: dict[str, list[tuple[int, Path]]] = {}
+        for listed in read_listing(path):
+            found.setdefault(listed.prompt.prompt_av, []).append((listed.sample, path / listed.file))
+        return {prompt: [clip for _, clip in sorted(numbered)] for prompt, numbered in found.items()}
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-        if path.is_dir():
-            found: dict[str, list[tuple[int, Path]]] = {}
-            for entry in tree["clips"]:
-                found.setdefault(entry["prompt_av"], []).append((entry["sample"], file.parent / entry["file"]))
-            return {prompt: [clip for _, clip in sorted(numbered)] for prompt, numbered in found.items()}
-        return {str(prompt): [file.parent / str(clip) for clip in clips] for prompt, clips in tree.items()}
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return {str(prompt): [path.parent / str(clip) for clip in clips] for prompt, clips in tree.items()}
     except OSError as error:
-        raise OmniNFTError(f"{file}: cannot be read ({error}); expected clips per prompt") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise OmniNFTError(f'{file}: not a mapping {{"prompt": ["clip.mp4", ...]}} ({error!r})') from error
+        raise OmniNFTError(f"{path}: cannot be read ({error}); expected clips per prompt") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise OmniNFTError(f'{path}: not a mapping {{"prompt": ["clip.mp4", ...]}} ({error!r})') from error
 
 
 def strangers(folder: Path) -> list[str]:
@@ -210,19 +211,14 @@ def strangers(folder: Path) -> list[str]:
 def _place(source: Path, target: Path, copy: bool) -> None:
     if target.exists() and target.samefile(source):
         return
-    temporary = target.with_name(f".{os.getpid()}.part")  # the target's own name may leave no room for an ending
-    temporary.unlink(missing_ok=True)
-    try:
-        if copy:
-            shutil.copyfile(source, temporary)
-        else:
+    with replacing(target) as temporary:
+        if not copy:
             try:
                 os.link(source, temporary)
+                return
             except OSError:  # another file system, or one without hard links
-                shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+                pass
+        shutil.copyfile(source, temporary)
 
 
 def _suite_bytes(source: Path | None) -> tuple[bytes, str]:

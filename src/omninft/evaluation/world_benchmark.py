@@ -39,7 +39,10 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from omninft.distributed import available_cores
+from omninft.evaluation.description import BenchmarkDescription, JudgeEntry
+from omninft.evaluation.measured import MEASURED_METRICS, ON_REQUEST, measured_judges
 from omninft.evaluation.results import Metric
+from omninft.prompts.prompt_file import PromptRow
 from omninft.rewards.formulas import score_table
 from omninft.rewards.registry import ComponentSpec, Input, Reward
 from omninft.rewards.world import (
@@ -260,3 +263,25 @@ class WorldAnalogues:
             desync,
         )
         return score_table(self.components, formulas, [conformed(made) for made in clips], self.workers)
+
+
+def _row_categories(row: PromptRow) -> tuple[str, ...]:
+    return categories(row.prompt)
+
+
+WORLD = BenchmarkDescription(
+    name="world",
+    version=VERSION,
+    metrics=(*METRICS, *MEASURED_METRICS),
+    judges={
+        "world analogues": JudgeEntry(
+            WorldAnalogues, tuple(metric.name for metric in METRICS), provenance=f"measured, version {VERSION}"
+        ),
+        # The world's frames are too small for optical flow.
+        **measured_judges({"av_align": {"enlarge": True}}, Conformed),
+    },
+    on_request=ON_REQUEST,
+    categories=_row_categories,
+    prompts="world:test",
+    limit=64,  # about two minutes on two cores
+)

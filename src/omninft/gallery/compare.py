@@ -24,6 +24,7 @@ from markupsafe import Markup
 
 from omninft.distributed import available_cores
 from omninft.evaluation.paired import Measure, PairedRow, compare_paired
+from omninft.files import write_text
 from omninft.gallery import figures
 from omninft.gallery.placing import CLIPS, POSTERS, SINGLE_FILE_BYTES, ClipFolder
 from omninft.gallery.players import PlayerGroup, player_group
@@ -99,6 +100,7 @@ def _write(
     progress: Callable[[int, int], None],
 ) -> tuple[list[PlayerGroup], list[str]]:
     output.mkdir(parents=True, exist_ok=True)
+    # Not one atomic write: a page, a manifest and two folders of clips change together, the page last.
     with tempfile.TemporaryDirectory(prefix=".part-", dir=output) as work:
         folder = ClipFolder(Path(work), embed=single_file)
         groups = _groups(systems, matches, folder, progress)
@@ -113,9 +115,8 @@ def _write(
             if not single_file and (folder.root / name).is_dir():
                 os.replace(folder.root / name, output / name)
         if not single_file:
-            (output / MANIFEST).write_text(_manifest(systems, folder), encoding="utf-8")
-        (folder.root / FILE_NAME).write_text(page, encoding="utf-8")
-        os.replace(folder.root / FILE_NAME, output / FILE_NAME)
+            write_text(output / MANIFEST, _manifest(systems, folder))
+        write_text(output / FILE_NAME, page)
     return groups, notes
 
 

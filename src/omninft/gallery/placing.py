@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 import threading
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ import soxr
 from av.error import FFmpegError
 
 from omninft.clips.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
+from omninft.files import replacing
 from omninft.gallery.players import Place
 from omninft.gallery.run_folder import ClipRecord
 from omninft.types import Clip, OmniNFTError
@@ -65,12 +65,10 @@ class ClipFolder:
         is_copy = plays_in_browsers(source) and not _sounds_from_beside(source, clip)
         token = _digest(source)
         target = self.root / CLIPS / f"{token}{source.suffix.lower() if is_copy else '.mp4'}"
-        target.parent.mkdir(parents=True, exist_ok=True)
         if is_copy:
             # Equal clips share a name, and another thread may be at it.
-            temporary = target.with_name(f"{token}.{threading.get_ident()}.part")
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+            with replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
         else:
             write_clip(target, playable(clip))
         with self._lock:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from omninft.evaluation.paired import Estimate
+from omninft.files import replacing
 from omninft.gallery.figures import MINUS, nice_ticks
 from omninft.types import OmniNFTError
 
@@ -143,9 +143,8 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     written = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
-        temporary = path.with_name(f".{path.name}.part")
-        figure.savefig(temporary, format=kind, metadata=metadata)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=kind, metadata=metadata)
         written.append(path)
     return written[0], written[1]
 

@@ -7,7 +7,6 @@ with `samples/`.
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import yaml
 from markupsafe import Markup
 
 from omninft.evaluation.paired import GROUP_TITLES, JUDGED_ON, Estimate, PairedRow, PairedTable
+from omninft.files import write_text
 from omninft.gallery import curves, figures
 from omninft.gallery.players import player_groups, score_names
 from omninft.gallery.run_folder import RunFolder, read_run_folder, shown_sets
@@ -74,9 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = read_run_folder(run_dir)
     page = render_report(run)
     path = run.path / FILE_NAME
-    temporary = path.with_name(f".{FILE_NAME}.part")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
     return path
 
 

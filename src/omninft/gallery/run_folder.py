@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from omninft.clips.listing import LISTING, ListedClip, read_listing
 from omninft.evaluation.paired import PairedTable
 from omninft.files import read_json_lines
 from omninft.types import OmniNFTError, Prompt
@@ -93,7 +92,7 @@ def read_run_folder(run_dir: str | Path) -> RunFolder:
         metrics = []
         problems.append(str(error))
     clip_sets = {}
-    for scores in sorted((path / "samples").glob("*/scores.json")):
+    for scores in sorted((path / "samples").glob(f"*/{LISTING}")):
         clips = _read_clips(scores, problems)
         if clips:
             clip_sets[scores.parent.name] = ClipSet(scores.parent.name, clips)
@@ -137,28 +136,23 @@ def _read_table(path: Path, problems: list[str]) -> PairedTable | None:
 
 
 def _read_clips(path: Path, problems: list[str]) -> dict[tuple[str, int], ClipRecord]:
-    clips = {}
     try:
-        for entry in json.loads(path.read_text(encoding="utf-8"))["clips"]:
-            record = clip_record(path.parent, entry)
-            clips[record.prompt.id, record.sample] = record
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(f"samples/{path.parent.name}/{path.name} cannot be read: {type(error).__name__} {error}")
-    return clips
+        records = [clip_record(path.parent, listed) for listed in read_listing(path)]
+    except OmniNFTError as error:
+        why = str(error).removeprefix(f"{path}: ")
+        problems.append(f"samples/{path.parent.name}/{path.name} cannot be read: {why}")
+        return {}
+    return {(record.prompt.id, record.sample): record for record in records}
 
 
-def clip_record(folder: Path, entry: Mapping[str, Any]) -> ClipRecord:
-    """An entry of `scores.json` in `folder`. Raises KeyError, TypeError or ValueError when it is not one."""
-    prompt_id = str(entry["prompt_id"])
-    texts = (str(entry.get(key) or "") for key in ("prompt_v", "prompt_a", "prompt_av"))
-    scores = entry.get("scores") or {}
-    events = entry.get("events") or {}
+def clip_record(folder: Path, listed: ListedClip) -> ClipRecord:
+    """A clip that the listing in `folder` names."""
     return ClipRecord(
-        path=folder / entry["file"],
-        prompt=Prompt(prompt_id, *texts),
-        sample=int(entry.get("sample", 0)),
-        scores={n: float(v) for n, v in scores.items() if isinstance(v, int | float) and math.isfinite(v)},
-        reasons={str(n): str(why) for n, why in (entry.get("reasons") or {}).items()},
-        seen=tuple(float(t) for t in events.get("video") or ()),
-        heard=tuple(float(t) for t in events.get("audio") or ()),
+        path=folder / listed.file,
+        prompt=listed.prompt,
+        sample=listed.sample,
+        scores={name: value for name, value in listed.scores.items() if value is not None},
+        reasons=dict(listed.reasons),
+        seen=tuple(listed.events.get("video", ())),
+        heard=tuple(listed.events.get("audio", ())),
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omninft.clips.listing import LISTING, read_listing
 from omninft.clips.workers import VIDEO_ENDINGS
 from omninft.evaluation.paired import Measure, PairedTable
 from omninft.evaluation.results import RESULT_FILE, EvaluationResult
 from omninft.gallery.run_folder import ClipRecord, clip_record, read_run_folder, shown_sets
 from omninft.types import OmniNFTError, Prompt
-
-SCORES_FILE = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,14 @@ def _open(text: str) -> list[System]:
     label = name or folder.resolve().name
     if (folder / RESULT_FILE).is_file():
         return [_evaluated(name, folder)]
-    if (folder / SCORES_FILE).is_file():
-        return [System(label, folder, SCORES_FILE, _scored_clips(folder), _run_measures(folder.resolve().parents[1:2]))]
-    if any(folder.glob(f"samples/*/{SCORES_FILE}")):
+    if (folder / LISTING).is_file():
+        return [System(label, folder, LISTING, _scored_clips(folder), _run_measures(folder.resolve().parents[1:2]))]
+    if any(folder.glob(f"samples/*/{LISTING}")):
         return _run_systems(name, folder)
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in VIDEO_ENDINGS and not p.name.startswith("."))
     if not files:
         raise OmniNFTError(
-            f"{folder}: nothing to show; expected {RESULT_FILE}, {SCORES_FILE}, a run's samples/, "
+            f"{folder}: nothing to show; expected {RESULT_FILE}, {LISTING}, a run's samples/, "
             f"or clips ({', '.join(VIDEO_ENDINGS)})"
         )
     return [System(label, folder, "files", tuple(ClipRecord(p, Prompt(p.stem, "", "", ""), 0, {}, {}) for p in files))]
@@ -153,21 +151,17 @@ def _evaluated(name: str, folder: Path) -> System:
 
 
 def _scored_clips(folder: Path) -> tuple[ClipRecord, ...]:
-    path = folder / SCORES_FILE
     taken: set[tuple[str, int]] = set()
     records = []
-    try:
-        for entry in json.loads(path.read_text(encoding="utf-8"))["clips"]:
-            record = clip_record(folder, entry)
-            # A table of `omninft score` does not number the samples of a prompt.
-            while (record.prompt.id, record.sample) in taken:
-                record = replace(record, sample=record.sample + 1)
-            taken.add((record.prompt.id, record.sample))
-            records.append(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OmniNFTError(f"{path}: cannot be read ({type(error).__name__} {error})") from error
+    for listed in read_listing(folder):
+        record = clip_record(folder, listed)
+        # A table of `omninft score` does not number the samples of a prompt.
+        while (record.prompt.id, record.sample) in taken:
+            record = replace(record, sample=record.sample + 1)
+        taken.add((record.prompt.id, record.sample))
+        records.append(record)
     if not records:
-        raise OmniNFTError(f"{path}: it lists no clips")
+        raise OmniNFTError(f"{folder / LISTING}: it lists no clips")
     return tuple(records)
 
 
@@ -178,7 +172,7 @@ def _run_systems(name: str, folder: Path) -> list[System]:
         raise OmniNFTError(f"{folder}: the run has no clips that can be read ({'; '.join(run.problems) or 'none yet'})")
     measures = _run_measures([folder])
     return [
-        System(f"{name} {label}".strip(), folder / "samples" / s.name, SCORES_FILE, tuple(s.clips.values()), measures)
+        System(f"{name} {label}".strip(), folder / "samples" / s.name, LISTING, tuple(s.clips.values()), measures)
         for label, s in sets
     ]
 

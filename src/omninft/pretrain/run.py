@@ -7,7 +7,6 @@ not run again. The transformer, the long stage, is checkpointed on the way.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from omninft.checkpoint.store import CheckpointStore, flatten_optimizer, restore_optimizer
 from omninft.distributed import available_cores
+from omninft.files import replacing, replacing_folder
 from omninft.models.loading import CLIP_FILE, ClipDefaults
 from omninft.pretrain import autoencoders, text
 from omninft.pretrain.flow import Encoded, FlowTraining
@@ -74,18 +74,14 @@ def pretrain(size_name: str, work: Path, output: Path, seed: int, device: str, p
 
 def save_pipeline(pipeline: LTX2Pipeline, output: Path) -> Path:
     """Write a pipeline folder in bfloat16, whole or not at all."""
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     pipeline.to(torch.bfloat16)
     # transformers loads in the file's dtype, diffusers in float32: a bfloat16 text encoder beside a float32
     # transformer is what `from_pretrained` without a dtype would give, and it does not run.
     pipeline.text_encoder.float()
-    pipeline.save_pretrained(temporary, safe_serialization=True)
     defaults = ClipDefaults(bounce.NUM_FRAMES, bounce.HEIGHT, bounce.WIDTH, bounce.FRAME_RATE)
-    (temporary / CLIP_FILE).write_text(json.dumps(asdict(defaults)), encoding="utf-8")
-    if output.exists():
-        shutil.rmtree(output)
-    temporary.rename(output)
+    with replacing_folder(output) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
+        (temporary / CLIP_FILE).write_text(json.dumps(asdict(defaults)), encoding="utf-8")
     return output
 
 
@@ -120,10 +116,8 @@ def _autoencoder_job(name: str, steps: int, clips: int, work: Path, seed: int, t
     data = world_batch(clips, seed + 1)
     train = _AUTOENCODERS[name][0]
     model = train(data, steps, seed, lambda step, terms: queue.put((name, step, steps, terms)))
-    temporary = work / f".{name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    temporary.rename(work / name)
+    with replacing_folder(work / name) as temporary:
+        model.save_pretrained(temporary)
 
 
 def _encode(
@@ -149,9 +143,8 @@ def _encode(
         caption.append(torch.tensor([rows[c] for c in batch.captions]))
         progress("encode", min(done + chunk, size.clips), size.clips, {})
     data = Encoded(torch.cat(video), torch.cat(audio), states, mask, torch.cat(caption))
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in vars(data).items()}, temporary)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        save_file({k: v.contiguous() for k, v in vars(data).items()}, temporary)
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from omninft.prompts.prompt_file import PromptRow, read_prompt_file
 from omninft.prompts.prompt_set import PromptSet, load_prompts
 from omninft.worlds.wording import world_prompts
 
@@ -17,3 +18,15 @@ def open_prompts(source: str) -> PromptSet:
     if source.startswith(WORLD):
         return PromptSet(tuple(world_prompts(source[len(WORLD) :])), source, ())  # type: ignore[arg-type]
     return load_prompts(source)
+
+
+def open_rows(source: str) -> tuple[PromptRow, ...]:
+    """All rows of such a source in their order, repeated ones too; ids are those of `open_prompts`.
+
+    Raises:
+        OmniNFTError: unknown split, or what `read_prompt_file` refuses.
+    """
+    if source.startswith(WORLD):
+        prompts = open_prompts(source).prompts
+        return tuple(PromptRow(i, p, (p.category,) if p.category else ()) for i, p in enumerate(prompts))
+    return read_prompt_file(source).rows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import yaml
 
 from omninft.config import RewardConfig
+from omninft.naming import did_you_mean
 from omninft.rewards.registry import reward_names
 from omninft.types import OmniNFTError
 
@@ -32,23 +32,31 @@ def chosen_rewards(
     if preset is not None and preset not in PRESETS:
         raise OmniNFTError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     chosen = list(dict.fromkeys([*(PRESETS[preset] if preset else ()), *names]))
-    values: dict[str, dict[str, object]] = {name: {} for name in chosen}
+    values = options_by_name(chosen, options)
+    for name in chosen:
+        if ":" not in name and name not in reward_names():
+            hint = did_you_mean(name, [*reward_names(), *PRESETS])
+            raise OmniNFTError(f"unknown reward {name!r}{hint}; `omninft rewards` lists them")
+    return tuple(RewardConfig(name=name, options=values[name]) for name in chosen)
+
+
+def options_by_name(names: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Options "name.key=value" (the value is YAML) of every name.
+
+    Raises:
+        OmniNFTError: an option of another form, or for a name that is not among them.
+    """
+    values: dict[str, dict[str, object]] = {name: {} for name in names}
     for option in options:
         left, equals, value = option.partition("=")
         reward, dot, key = left.rpartition(".")
         if not (equals and dot and key):
             raise OmniNFTError(f"option {option!r}: expected reward.key=value, e.g. clap.device=cuda")
         if reward not in values:
-            near = difflib.get_close_matches(reward, chosen, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise OmniNFTError(f"option {option!r}: {reward!r} is not among the rewards {', '.join(chosen)}{hint}")
+            hint = did_you_mean(reward, names)
+            raise OmniNFTError(f"option {option!r}: {reward!r} is not among the rewards {', '.join(names)}{hint}")
         try:
             values[reward][key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise OmniNFTError(f"option {option!r}: {value!r} is not YAML ({error})") from error
-    for name in chosen:
-        if ":" not in name and name not in reward_names():
-            near = difflib.get_close_matches(name, [*reward_names(), *PRESETS], n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise OmniNFTError(f"unknown reward {name!r}{hint}; `omninft rewards` lists them")
-    return tuple(RewardConfig(name=name, options=values[name]) for name in chosen)
+    return values

@@ -6,16 +6,16 @@ in the group "omninft.rewards"; one of the user's own is any callable, named in 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from omninft.config import RewardConfig, import_object
+from omninft.naming import did_you_mean
 from omninft.scorers.weights import JudgingModel
 from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
 
@@ -185,7 +185,7 @@ def build_reward(config: RewardConfig) -> WeighedReward:
     else:
         if config.name not in reward_names():
             raise OmniNFTError(
-                f"unknown {where}{_nearest(config.name, reward_names())}; known: {', '.join(reward_names())}; "
+                f"unknown {where}{did_you_mean(config.name, reward_names())}; known: {', '.join(reward_names())}; "
                 "a callable of your own is named as package.module:function"
             )
         reward = _construct(_registered(config.name), config, where)
@@ -202,7 +202,9 @@ def _select(specs: tuple[ComponentSpec, ...], config: RewardConfig, where: str) 
     known = {spec.name: spec for spec in specs}
     for name in config.components:
         if name not in known:
-            raise OmniNFTError(f"{where} has no component {name!r}{_nearest(name, known)}; it has: {', '.join(known)}")
+            raise OmniNFTError(
+                f"{where} has no component {name!r}{did_you_mean(name, known)}; it has: {', '.join(known)}"
+            )
     weights = config.components or {spec.name: spec.weight for spec in specs}
     return tuple(replace(spec, weight=config.weight * weights[spec.name]) for spec in specs if spec.name in weights)
 
@@ -241,8 +243,3 @@ def _from_path(config: RewardConfig, where: str) -> Reward:
     doc = (getattr(found, "__doc__", None) or f"scores of {config.name}").strip().splitlines()[0]
     spec = ComponentSpec(name, route, doc, range=(-np.inf, np.inf))
     return CallableReward(name, function, (spec,))
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]!r}?" if close else ""

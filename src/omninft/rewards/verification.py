@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from omninft.clips.listing import LISTING, ListedClip, read_listing, write_listing
 from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.config import RewardConfig
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.scorers.weights import JudgingModel, file_sha256, weights_folder
-from omninft.types import Clip, Finding, OmniNFTError, Prompt
+from omninft.types import Clip, Finding, OmniNFTError
 from omninft.worlds.dataset import world_batch, world_clips
 
 REFERENCE_CLIPS = 4
@@ -39,22 +40,16 @@ def write_reference_clips(folder: Path) -> list[Path]:
         write_clip(path, clip, crf=10, upscale=REFERENCE_UPSCALE)
         write_wav(path.with_suffix(".wav"), clip.waveform, clip.sample_rate)
         paths.append(path)
-        texts = {name: getattr(clip.prompt, name) for name in ("prompt_v", "prompt_a", "prompt_av")}
-        rows.append({"file": path.name, "prompt_id": path.stem, **texts})
-    (folder / "scores.json").write_text(json.dumps({"clips": rows}, indent=1), encoding="utf-8")
+        rows.append(ListedClip(path.name, replace(clip.prompt, id=path.stem)))
+    write_listing(folder, rows)
     return paths
 
 
 def read_reference_clips(folder: Path) -> list[Clip]:
     """The clips that `write_reference_clips` wrote. Raises OmniNFTError: they are not there."""
-    listing = folder / "scores.json"
-    if not listing.is_file():
+    if not (folder / LISTING).is_file():
         raise OmniNFTError(f"no reference clips in {folder}; write them by `omninft rewards reference-clips {folder}`")
-    rows = json.loads(listing.read_text(encoding="utf-8"))["clips"]
-    return [
-        read_clip(folder / r["file"], Prompt(r["prompt_id"], r["prompt_v"], r["prompt_a"], r["prompt_av"]))
-        for r in rows
-    ]
+    return [read_clip(folder / listed.file, listed.prompt) for listed in read_listing(folder)]
 
 
 def verify(config: RewardConfig, clips: list[Clip], official: Path | None = None) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, Self, TextIO
 import numpy as np
 import yaml
 
-from omninft.files import json_object, read_json_lines
+from omninft.files import json_object, read_json_lines, write_text
 from omninft.types import Clip, OmniNFTError
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
@@ -103,12 +103,7 @@ class MetricsLog:
         kept = [row for row in rows if not _is_done_again(row, iteration)]
         if len(kept) < len(rows):
             self._file.close()
-            temporary = self.path.with_name(f".{self.path.name}.part")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(_line(row) for row in kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            write_text(self.path, "".join(_line(row) for row in kept))
             self._file = self._open()
         at_checkpoint: dict[str, Any] = {}
         for row in kept:

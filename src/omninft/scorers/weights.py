@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from omninft.files import replacing
 from omninft.types import OmniNFTError
 
 _SHOWN = 5  # keys named in an error
@@ -134,14 +135,11 @@ def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise OmniNFTError(f"{path}: not a file of torch.save, or damaged ({error})") from error
     state = _unwrapped(tree, path)
-    temporary = converted.with_name(f".{converted.name}.{os.getpid()}.part")
     try:
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        # Tied tensors share memory, which safetensors refuses.
-        save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, temporary)
-        os.replace(temporary, converted)
-    except (OSError, SafetensorError):  # a full disk is one or the other
-        temporary.unlink(missing_ok=True)
+        with replacing(converted) as temporary:
+            # Tied tensors share memory, which safetensors refuses.
+            save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, temporary)
+    except (OmniNFTError, SafetensorError):  # a full disk is one or the other
         return state  # the copy only saves time
     return _safetensors(converted)
 
