@@ -117,3 +117,25 @@ def test_frozen_adapters_are_an_error_and_not_a_silent_nothing() -> None:
     first[1].requires_grad_(False)
     with pytest.raises(OmniNFTError, match=r"got no gradient; the current adapter was not active"):
         setting.run(UP, UP)
+
+
+def gradients_before_clipping(video_weight: float, audio_weight: float) -> dict[str, float]:
+    setting = Setting(step_per="iteration", reference_weight=0.0, video_weight=video_weight, audio_weight=audio_weight)
+    return setting.run(UP, DOWN)
+
+
+def test_the_trained_loss_is_the_mean_of_the_branches_not_their_sum() -> None:
+    # The clip norm sees the size: weights of 1 and 1 are those of 3 and 3, and a branch alone has its own gradient.
+    both, thrice = gradients_before_clipping(1.0, 1.0), gradients_before_clipping(3.0, 3.0)
+    video, audio = gradients_before_clipping(1.0, 0.0), gradients_before_clipping(0.0, 1.0)
+    for stream in ("video", "audio"):
+        key = f"gradient_norm/{stream}"
+        assert thrice[key] == pytest.approx(both[key], rel=1e-5)
+        # |g_v + g_a| / 2 lies between | |g_v| - |g_a| | / 2 and (|g_v| + |g_a|) / 2.
+        assert abs(video[key] - audio[key]) / 2 - 1e-6 <= both[key] <= (video[key] + audio[key]) / 2 + 1e-6
+
+
+def test_unequal_branch_weights_are_shares() -> None:
+    mostly_video, video = gradients_before_clipping(4.0, 1e-9), gradients_before_clipping(1.0, 0.0)
+    for stream in ("video", "audio"):
+        assert mostly_video[f"gradient_norm/{stream}"] == pytest.approx(video[f"gradient_norm/{stream}"], rel=1e-4)

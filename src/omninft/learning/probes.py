@@ -43,8 +43,8 @@ def gram(vectors: Sequence[Gradients | None]) -> Tensor:
 class RewardProbe:
     """Sums of each reward's own gradient of the video and of the audio loss, over micro-batches and processes."""
 
-    def __init__(self, num_rewards: int, branch_weights: tuple[float, float]) -> None:
-        self.branch_weights = branch_weights
+    def __init__(self, num_rewards: int, branch_shares: tuple[float, float]) -> None:
+        self.branch_shares = branch_shares  # of the video and the audio loss in the trained one
         self._sums: list[list[Gradients | None]] = [[None, None] for _ in range(num_rewards)]
 
     def add(self, k: int, branch: int, gradients: Gradients) -> None:
@@ -59,7 +59,7 @@ class RewardProbe:
         """Inner products of what was added in all processes; each must have added the same pairs."""
         processes.sum_([g for one in self._sums for gradients in one if gradients is not None for g in gradients])
         video, audio = ([one[branch] for one in self._sums] for branch in (0, 1))
-        w_video, w_audio = (w / sum(self.branch_weights) for w in self.branch_weights)
+        w_video, w_audio = self.branch_shares
         both: list[Gradients | None] = []
         for v, a in zip(video, audio, strict=True):
             parts = [[w * x for x in g] for g, w in ((v, w_video), (a, w_audio)) if g is not None]

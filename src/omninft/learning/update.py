@@ -133,8 +133,7 @@ class PolicyUpdate:
             alone: [K] what they would teach the branches if each reward were the only one.
             iteration: keys the noise, which is that of `run`.
         """
-        options = self.objective.options
-        probe = RewardProbe(len(alone), (options.video_weight, options.audio_weight))
+        probe = RewardProbe(len(alone), self.objective.options.branch_shares)
         everyone = len(clips) * self.processes.world
         for rows in self._micro_batches(len(clips)):
             rollout = clips[rows]
@@ -176,8 +175,8 @@ class PolicyUpdate:
             self._require_finite_losses(video, audio, round_, rollout.clip_keys, iteration)
             if probing:
                 self._probes = self._probe(video.loss, audio.loss)
-            options = self.objective.options
-            self._backward(options.video_weight * video.loss, options.audio_weight * audio.loss)
+            w_video, w_audio = self.objective.options.branch_shares
+            self._backward(w_video * video.loss, w_audio * audio.loss)
         return video, audio, prepared
 
     def _surgery_on(self, branch: str) -> AbstractContextManager[object]:

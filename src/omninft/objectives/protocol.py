@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from omninft.config import MethodOptions
@@ -113,6 +113,18 @@ class ObjectiveOptions(MethodOptions):
     # The trained loss is the mean of the two branches, weighed by these.
     video_weight: Annotated[float, Field(ge=0)] = 1.0
     audio_weight: Annotated[float, Field(ge=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _one_branch_at_least(self) -> Self:
+        if self.video_weight + self.audio_weight == 0:
+            raise ValueError("video_weight and audio_weight are both 0: nothing would be trained")
+        return self
+
+    @property
+    def branch_shares(self) -> tuple[float, float]:
+        """What the video and the audio loss count for in the trained one: they add up to 1, so that it is a mean."""
+        total = self.video_weight + self.audio_weight
+        return self.video_weight / total, self.audio_weight / total
 
     def build(self, context: ObjectiveContext) -> Objective:
         """Raises OmniNFTError: options that do not fit the run."""
