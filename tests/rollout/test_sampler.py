@@ -50,12 +50,12 @@ def test_processes_share_the_clips_without_gap_or_overlap() -> None:
 
 
 def test_collection_steps() -> None:
-    assert collection_steps(20) == range(10, 18)
-    assert collection_steps(40) == range(20, 36)
+    assert collection_steps(20) == range(10, 19)
+    assert collection_steps(40) == range(20, 37)
     for n in range(2, 200):
         steps = collection_steps(n)
         assert steps.start == n // 2
-        assert steps.stop == max(9 * n // 10, n // 2 + 1)
+        assert steps.stop == min(9 * n // 10 + 1, n)
         assert steps.stop <= n
     assert collection_steps(1) == range(1)
     assert collection_steps(4, (1.0, 1.0)) == range(3, 4)

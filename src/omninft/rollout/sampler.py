@@ -176,11 +176,11 @@ def guide(clean: Tensor, weaker: list[tuple[Tensor, float]], guidance: GuidanceC
 
 
 def collection_steps(num_steps: int, window: tuple[float, float] = (0.5, 0.9)) -> range:
-    """Sampling steps whose attention is collected: int(0.5 n) up to, without, int(0.9 n) (OmniNFT).
+    """Sampling steps whose attention is collected: int(0.5 n) to int(0.9 n), both included (OmniNFT's reference code).
 
     Late steps, where the picture stands and sounds have sources, but not the last ones, which only polish. Where few
-    steps leave the window empty it becomes the one step at its start (the last step, if it starts at the end), so
-    that a short sampler does not switch the technique off.
+    steps leave nothing else it is the one step at its start (the last step, if it starts at the end), so that a short
+    sampler does not switch the technique off.
 
     Raises:
         ValueError: num_steps < 1, or a window outside 0 <= start <= stop <= 1.
@@ -189,7 +189,7 @@ def collection_steps(num_steps: int, window: tuple[float, float] = (0.5, 0.9)) -
     if num_steps < 1 or not 0 <= low <= high <= 1:
         raise ValueError(f"expected num_steps >= 1 and 0 <= start <= stop <= 1, found {num_steps} and {window}")
     start = min(int(low * num_steps), num_steps - 1)
-    return range(start, max(int(high * num_steps), start + 1))
+    return range(start, max(min(int(high * num_steps) + 1, num_steps), start + 1))
 
 
 def batches(
