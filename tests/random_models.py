@@ -115,8 +115,10 @@ def groups() -> tuple[PromptGroup, ...]:
     return tuple(PromptGroup(Prompt(str(i), p, p, p), (0,)) for i, p in enumerate(PROMPTS))
 
 
-def through_pipeline(pipe: LTX2Pipeline, noise: Latents, sampling: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Frames in 0..255 and waveforms from `LTX2Pipeline.__call__` on the same noise."""
+def through_pipeline(
+    pipe: LTX2Pipeline, noise: Latents, sampling: SamplingConfig, **extra: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames in 0..255 and waveforms from the pipeline's own call on the same noise."""
     video, audio = sampling.video_guidance, sampling.audio_guidance
     # The pipeline normalises given audio latents, so they go in as if they were not.
     audio_noise = noise.audio * pipe.audio_vae.latents_std + pipe.audio_vae.latents_mean
@@ -136,10 +138,10 @@ def through_pipeline(pipe: LTX2Pipeline, noise: Latents, sampling: SamplingConfi
         audio_modality_scale=audio.modality,
         audio_guidance_rescale=audio.rescale,
         spatio_temporal_guidance_blocks=list(sampling.stg_blocks) or None,
-        latents=noise.video.clone(),
         audio_latents=audio_noise,
         max_sequence_length=pipe.tokenizer_max_length,
         output_type="np",
         return_dict=False,
+        **({"latents": noise.video.clone()} | extra),
     )
     return frames * 255, waveform.numpy()

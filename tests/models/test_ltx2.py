@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import LTX2ImageToVideoPipeline
 
 from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.models.ltx2 import stream_of
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import Conditioning, Latents, OmniNFTError
+from omninft.types import Conditioning, Latents, OmniNFTError, PromptGroup
 from tests.random_models import PROMPTS, groups, make_policy, through_pipeline
 
 PLAIN = SamplingConfig(num_steps=3)
@@ -50,6 +53,51 @@ def test_the_batch_a_clip_is_sampled_in_does_not_matter() -> None:
     both = sampler.sample(groups(), 0, 0, "reference")
     alone = sampler.sample(groups()[1:], 0, 0, "reference")
     torch.testing.assert_close(both.latents.video[1:], alone.latents.video, atol=1e-5, rtol=1e-5)
+
+
+def gradient_frame(path: str, height: int, width: int) -> torch.Tensor:
+    """A picture whose colours depend on its path."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([x * 7 % 256, y * 5 % 256, (x + y) * len(path) % 256], dim=-1).to(torch.uint8)
+
+
+def with_frames(*paths: str | None) -> tuple[PromptGroup, ...]:
+    return tuple(
+        PromptGroup(replace(group.prompt, first_frame_path=path), group.samples)
+        for group, path in zip(groups(), paths, strict=True)
+    )
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, GUIDED], ids=["plain", "guided and rescaled"])
+def test_given_first_frames_give_what_the_image_to_video_pipeline_gives(sampling: SamplingConfig) -> None:
+    policy = make_policy()
+    sampler = RolloutSampler(policy, sampling, read_frame=gradient_frame)
+    rollout = sampler.sample(with_frames("a", "bb"), seed=3, iteration=5, adapter="reference")
+    given = rollout.conditioning
+    assert given is not None
+    noise = sampler.initial_noise(rollout.clip_keys, 3, 5)
+    start = Latents(torch.where(given.mask[..., None], given.video, noise.video), noise.audio)
+    pipe = LTX2ImageToVideoPipeline(**policy.pipeline.components)
+    pipe.set_progress_bar_config(disable=True)
+    # It takes latents unpacked and not normalised, adds `noise_scale` of noise, and finds the given frame in them.
+    g, vae = sampler.geometry, pipe.vae
+    unpacked = pipe._unpack_latents(start.video, g.latent_frames, g.latent_height, g.latent_width)
+    raw = pipe._denormalize_latents(unpacked, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+    expected_frames, expected_waveform = through_pipeline(pipe, start, sampling, latents=raw, noise_scale=0.0)
+    frames, waveform = policy.decode(rollout.latents, sampler.geometry)
+    assert np.abs(frames - expected_frames).max() < 0.51
+    assert np.abs(waveform - expected_waveform).max() < 1e-4
+
+
+def test_a_blank_frame_is_not_a_given_one() -> None:
+    policy = make_policy()
+    sampler = RolloutSampler(policy, PLAIN, read_frame=gradient_frame)
+    mixed = sampler.sample(with_frames("a", None), 0, 0, "reference")
+    plain = sampler.sample(groups()[1:], 0, 0, "reference")
+    assert mixed.conditioning is not None
+    per_frame = sampler.geometry.latent_height * sampler.geometry.latent_width
+    assert mixed.conditioning.mask.sum(dim=1).tolist() == [per_frame, 0]
+    torch.testing.assert_close(mixed.latents.video[1:], plain.latents.video, atol=1e-5, rtol=1e-5)
 
 
 def test_a_given_first_frame_keeps_sigma_0() -> None:

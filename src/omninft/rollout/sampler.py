@@ -105,18 +105,16 @@ class RolloutSampler:
     def _integrate(
         self, noise: Latents, context: TextContext, adapter: AdapterName, given: Conditioning | None
     ) -> Latents:
-        """Euler steps from noise to clean latents."""
-        video, audio = noise.video, noise.audio
+        """Euler steps from noise to clean latents; given tokens are clean at every step, as in the stock pipeline."""
+        video, audio = _with_given(noise.video, given), noise.audio
         negative = self._negative_context(len(noise))
         for step, (sigma, after) in enumerate(zip(self.sigmas[:-1], self.sigmas[1:], strict=True)):
             now = Latents(video, audio)
             level = sigma.to(video.device).expand(len(noise))
             clean = self._guided(now, level, context, negative, adapter, given, step)
             # d x / d sigma = v = (x - x0) / sigma
-            video = video + (after - sigma) * (video - clean.video) / sigma
+            video = _with_given(video + (after - sigma) * (video - clean.video) / sigma, given)
             audio = audio + (after - sigma) * (audio - clean.audio) / sigma
-        if given is not None:
-            video = torch.where(given.mask[..., None], given.video, video)
         return Latents(video, audio)
 
     def _negative_context(self, batch: int) -> TextContext | None:
@@ -162,6 +160,11 @@ class RolloutSampler:
         video = guide(plain.video, [(w.video, scale[0]) for w, scale in weaker], guidance[0])
         audio = guide(plain.audio, [(w.audio, scale[1]) for w, scale in weaker], guidance[1])
         return Latents(video, audio)
+
+
+def _with_given(video: Tensor, given: Conditioning | None) -> Tensor:
+    """Latents [B, Tv, C] whose given tokens are what was given."""
+    return video if given is None else torch.where(given.mask[..., None], given.video, video)
 
 
 def guide(clean: Tensor, weaker: list[tuple[Tensor, float]], guidance: GuidanceConfig) -> Tensor:
