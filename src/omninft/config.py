@@ -52,6 +52,9 @@ class ModelConfig(Frozen):
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; auto: float32 on cpu, else bfloat16
     gradient_checkpointing: bool = False
+    # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
+    # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
+    first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
     max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LTX2ImageToVideoPipeline
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
 
 from omninft.config import GuidanceConfig, SamplingConfig
+from omninft.models.loading import read_clip_defaults
 from omninft.models.ltx2 import stream_of
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import Conditioning, Latents, OmniNFTError, PromptGroup
@@ -162,3 +164,30 @@ def test_streams_are_told_apart_by_what_a_module_writes() -> None:
     assert stream_of("transformer_blocks.0.video_to_audio_attn.to_k.lora_A.current.weight") == "audio"
     assert stream_of("transformer_blocks.3.audio_ff.net.2.lora_B.current.weight") == "audio"
     assert stream_of("transformer_blocks.3.ff.net.2.lora_B.current.weight") == "video"
+
+
+def test_given_frames_are_compressed_as_the_model_was_trained() -> None:
+    frames = torch.stack([gradient_frame("a" * n, 64, 64) for n in (3, 11)])
+    geometry = make_policy().geometry(SamplingConfig(height=64, width=64))
+
+    def given(version: str, crf: int | None) -> torch.Tensor:
+        policy = make_policy(version)
+        policy.config = policy.config.model_copy(update={"first_frame_crf": crf})
+        return policy.encode_first_frame(frames, geometry).video
+
+    default, raw, at_33, at_18 = (given("ltx-2", crf) for crf in (None, 0, 33, 18))
+    assert torch.equal(default, at_33)
+    assert len({float(t.double().sum()) for t in (raw, at_33, at_18)}) == 3
+    # What diffusers' own pipeline does with a picture.
+    compressed = torch.from_numpy(np.stack([apply_image_conditioning_crf(f.numpy(), 33) for f in frames]))
+    policy = make_policy()
+    policy.config = policy.config.model_copy(update={"first_frame_crf": 0})
+    assert torch.equal(policy.encode_first_frame(compressed, geometry).video, at_33)
+
+
+def test_the_version_and_the_bundled_model_say_their_compression() -> None:
+    policy = make_policy()
+    assert policy.first_frame_crf == 33
+    policy.pipeline.text_encoder.config.model_type = "gemma4"  # as of LTX-2.5
+    assert policy.first_frame_crf == 18
+    assert read_clip_defaults("tiny").first_frame_crf == 0  # never saw compressed clips

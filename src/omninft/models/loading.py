@@ -21,12 +21,13 @@ CLIP_FILE = "clip_defaults.json"
 
 @dataclass(frozen=True)
 class ClipDefaults:
-    """Clip size where a recipe names none."""
+    """Clip size, and compression of given frames, where a recipe names none."""
 
     num_frames: int
     height: int  # pixels
     width: int  # pixels
     frame_rate: float  # Hz
+    first_frame_crf: int | None = None  # that the model was trained with; None: LTX's own, by version
 
 
 LTX2_CLIP = ClipDefaults(121, 512, 768, 24.0)

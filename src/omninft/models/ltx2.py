@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from diffusers import LTX2Pipeline
 from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
 from torch import Tensor, nn
 
 from omninft.config import ModelConfig, SamplingConfig
@@ -88,6 +89,14 @@ class LTX2Policy:
     def sites(self) -> tuple[CrossSite, ...]:
         """Both cross-modal attentions of every block."""
         return cross_sites(self.blocks)
+
+    @property
+    def first_frame_crf(self) -> int:
+        """H.264 quality of given first frames; 0: they are taken as they are."""
+        for chosen in (self.config.first_frame_crf, self.clip_defaults.first_frame_crf):
+            if chosen is not None:
+                return chosen
+        return int(resolve_default_image_crf(self.pipeline.text_encoder))
 
     @property
     def facts(self) -> dict[str, int]:
@@ -254,8 +263,14 @@ class LTX2Policy:
 
     @torch.no_grad()
     def encode_first_frame(self, frames: Tensor, geometry: Geometry) -> Conditioning:
-        """Condition on given first frames, uint8 [B, H, W, 3]: their tokens are kept clean."""
+        """Condition on given first frames, uint8 [B, H, W, 3]: their tokens are kept clean.
+
+        They are compressed first as the model's training clips were (`first_frame_crf`).
+        """
         pipe = self.pipeline
+        crf = self.first_frame_crf
+        if crf:
+            frames = torch.from_numpy(np.stack([apply_image_conditioning_crf(f, crf) for f in frames.cpu().numpy()]))
         pixels = frames.permute(0, 3, 1, 2)[:, :, None].to(self.device, pipe.vae.dtype) / 127.5 - 1
         first = pipe.vae.encode(pixels).latent_dist.mode().float()
         vae = pipe.vae

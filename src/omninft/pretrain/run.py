@@ -78,7 +78,7 @@ def save_pipeline(pipeline: LTX2Pipeline, output: Path) -> Path:
     # transformers loads in the file's dtype, diffusers in float32: a bfloat16 text encoder beside a float32
     # transformer is what `from_pretrained` without a dtype would give, and it does not run.
     pipeline.text_encoder.float()
-    defaults = ClipDefaults(bounce.NUM_FRAMES, bounce.HEIGHT, bounce.WIDTH, bounce.FRAME_RATE)
+    defaults = ClipDefaults(bounce.NUM_FRAMES, bounce.HEIGHT, bounce.WIDTH, bounce.FRAME_RATE, first_frame_crf=0)
     with replacing_folder(output) as temporary:
         pipeline.save_pretrained(temporary, safe_serialization=True)
         (temporary / CLIP_FILE).write_text(json.dumps(asdict(defaults)), encoding="utf-8")
