@@ -125,7 +125,7 @@ def test_every_version_goes_through_an_iteration(version: str, tmp_path: Path) -
     row = next(r for r in read_metrics(result.folder) if r["kind"] == "iteration")
     assert row["gradient_norm/video"] > 0
     assert row["gradient_norm/audio"] > 0
-    assert row["old_deviation/video"] > 0
+    assert row["old_deviation_sample/video"] > 0
     assert (result.folder / "export" / "pytorch_lora_weights.safetensors").is_file()
     assert (result.folder / "report.html").is_file()
 

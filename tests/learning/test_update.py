@@ -64,7 +64,7 @@ def test_opposite_advantages_move_opposite_ways() -> None:
         b = [p for n, p in setting.policy.adapters.named_parameters() if "lora_B" in n]
         metrics = setting.run(sign, sign)
         moved.append(torch.cat([p.detach().flatten() for p in b]))
-        assert metrics["old_deviation/video"] > 0
+        assert metrics["old_deviation_sample/video"] > 0
     # Adam normalises the size of a first step; its sign is the gradient's.
     agree = (moved[0].sign() == -moved[1].sign()).float().mean()
     assert agree > 0.99
@@ -73,7 +73,11 @@ def test_opposite_advantages_move_opposite_ways() -> None:
 def test_each_loss_has_its_own_gradient_measured() -> None:
     setting = Setting(step_per="iteration", reference_weight=0.0)
     metrics = setting.run(UP, [0.0] * 4)
-    probed = {k.removeprefix("branch_gradient/"): v for k, v in metrics.items() if k.startswith("branch_gradient/")}
+    probed = {
+        k.removeprefix("branch_gradient_sample/"): v
+        for k, v in metrics.items()
+        if k.startswith("branch_gradient_sample/")
+    }
     assert set(probed) == {f"{b}_loss_in_{s}_stream" for b in ("video", "audio") for s in ("video", "audio")}
     # Equal policies and advantages of 0: the audio loss has no gradient anywhere.
     assert probed["audio_loss_in_audio_stream"] < 1e-6

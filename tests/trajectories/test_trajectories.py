@@ -69,6 +69,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path, monkeypatch: pyte
     monkeypatch.delitem(WORLD, "two_processes")
     one = run("two_processes", tmp_path)
     # Measured on a sample of the clips, which is another one.
-    sampled = ("old_deviation/", "branch_gradient/")
+    sampled = ("old_deviation_sample/", "branch_gradient_sample/")
     off = sorted(d for d in differences(one, two) if d[0] > TOLERANCE and not any(s in d[1] for s in sampled))
     assert not off, "\n".join(f"{ratio:.2g} {where}" for ratio, where in off[:12])

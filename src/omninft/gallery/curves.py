@@ -25,7 +25,7 @@ _HEALTH: dict[str, tuple[str, str, str]] = {
         "",
     ),
     "gradient_norm/": ("Gradient norm", "Per branch, before clipping. Zero means that nothing is learnt.", ""),
-    "old_deviation/": (
+    "old_deviation_sample/": (
         "Distance from old",
         "Between the predictions of current and old policy, after the step. Zero means that nothing is learnt.",
         "",

@@ -67,21 +67,20 @@ class RewardProbe:
         return RewardGradients(gram(video), gram(audio), gram(both))
 
 
-def deviation(current: Latents, old: Latents, sigma: Tensor, free: Tensor | None) -> dict[Modality, tuple[float, int]]:
-    """Sum over clips of mean |x0_cur - x0_old| = sigma |v_cur - v_old|, and the number of clips.
+def deviation(current: Latents, old: Latents, sigma: Tensor, free: Tensor | None) -> tuple[float, float]:
+    """Sums over clips of mean |x0_cur - x0_old| = sigma |v_cur - v_old|, video and audio.
 
     Args:
         current, old: velocities at the same noisy latents.
         sigma: [B].
         free: [B, Tv] bool, video tokens that count; None: all.
     """
-    per_token = {
-        "video": (current.video.float() - old.video.float()).abs().mean(dim=2) * sigma[:, None],
-        "audio": (current.audio.float() - old.audio.float()).abs().mean(dim=2) * sigma[:, None],
-    }
-    if free is None:
-        video = per_token["video"].mean(dim=1)
+    video, audio = (
+        (c.float() - o.float()).abs().mean(dim=2) * sigma[:, None]
+        for c, o in ((current.video, old.video), (current.audio, old.audio))
+    )
+    if free is not None:
+        clips = torch.where(free, video, 0.0).sum(dim=1) / free.sum(dim=1).clamp(min=1)
     else:
-        video = torch.where(free, per_token["video"], 0.0).sum(dim=1) / free.sum(dim=1).clamp(min=1)
-    clips = len(sigma)
-    return {"video": (float(video.sum()), clips), "audio": (float(per_token["audio"].mean(dim=1).sum()), clips)}
+        clips = video.mean(dim=1)
+    return float(clips.sum()), float(audio.mean(dim=1).sum())

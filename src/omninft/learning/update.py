@@ -194,7 +194,7 @@ class PolicyUpdate:
             (video_loss + audio_loss).backward()
 
     def _probe(self, video_loss: Tensor, audio_loss: Tensor) -> dict[str, float]:
-        """Gradient norm of each branch's loss alone in each stream, on this process's first micro-batch."""
+        """Gradient norm of each branch's loss alone in each stream, on the first micro-batch of every process."""
         # A parameter that was frozen by mistake is named by `_step`, not here.
         trained = [(name, p) for name, p in self.named if p.requires_grad]
         names = [name for name, _ in trained]
@@ -202,8 +202,9 @@ class PolicyUpdate:
         for branch, loss in zip(MODALITIES, (video_loss, audio_loss), strict=True):
             with self._surgery_on(branch):
                 gradients = gradients_of(loss, [p for _, p in trained])
+            self.processes.sum_(gradients)  # vectors, before the norm
             for stream, norm in norms_by_stream(gradients, names, self.policy.stream_of).items():
-                found[f"branch_gradient/{branch}_loss_in_{stream}_stream"] = norm
+                found[f"branch_gradient_sample/{branch}_loss_in_{stream}_stream"] = norm
         return found
 
     def _require_finite_losses(
@@ -257,14 +258,14 @@ class PolicyUpdate:
 
     @torch.no_grad()
     def _deviation(self, rollout: Rollout, prepared: Prepared) -> dict[str, float]:
-        """mean |x0_cur - x0_old| on the last micro-batch, after the step and before old is moved."""
+        """mean |x0_cur - x0_old| on the last micro-batch of every process, after the step and before old is moved."""
         current = self._predict(rollout, "current", prepared.noisy, prepared.sigma)
         old = prepared.old or self._predict(rollout, "old", prepared.noisy, prepared.sigma)
         free = None if rollout.conditioning is None else ~rollout.conditioning.mask
-        return {
-            f"old_deviation/{branch}": total / clips
-            for branch, (total, clips) in deviation(current, old, prepared.sigma, free).items()
-        }
+        sums = torch.tensor([*deviation(current, old, prepared.sigma, free), len(rollout)], dtype=torch.float64)
+        self.processes.sum_([sums])
+        *totals, clips = sums.tolist()
+        return {f"old_deviation_sample/{b}": total / clips for b, total in zip(MODALITIES, totals, strict=True)}
 
 
 def old_decay(schedule: int, step: int) -> float:
