@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         return made
 
     monkeypatch.setattr(LTX2Policy, "velocity", spoiled)
-    with pytest.raises(OmniNFTError, match=r"iteration 2, sigma 1: the audio loss is"):
+    with pytest.raises(OmniNFTError, match=r"iteration 2, sigma 1: the audio loss is .*nothing was updated"):
         train(small_config(model, tmp_path, run__iterations=4))
     names = sorted(p.name for p in (tmp_path / "small" / "checkpoints").glob("step-*"))
     assert names == ["step-000001", "step-000002"]

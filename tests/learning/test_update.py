@@ -143,3 +143,20 @@ def test_unequal_branch_weights_are_shares() -> None:
     mostly_video, video = gradients_before_clipping(4.0, 1e-9), gradients_before_clipping(1.0, 0.0)
     for stream in ("video", "audio"):
         assert mostly_video[f"gradient_norm/{stream}"] == pytest.approx(video[f"gradient_norm/{stream}"], rel=1e-4)
+
+
+def test_an_error_after_a_step_says_that_it_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(step_per="sigma")
+    real = setting.policy.velocity
+
+    def spoiled(latents, sigma, *args, **kwargs):  # type: ignore[no-untyped-def]
+        made = real(latents, sigma, *args, **kwargs)
+        if float(sigma[0]) == 0.5 and torch.is_grad_enabled():
+            made.video.mul_(float("nan"))
+        return made
+
+    monkeypatch.setattr(setting.policy, "velocity", spoiled)
+    before = setting.weights()
+    with pytest.raises(OmniNFTError, match=r"sigma 0\.5: the video loss is nan .*; 1 optimiser step of this iteration"):
+        setting.run(UP, UP)
+    assert not torch.equal(setting.weights(), before)

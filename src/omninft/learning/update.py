@@ -82,12 +82,14 @@ class PolicyUpdate:
         )
         self.optimiser_step = 0
         self._probes: dict[str, float] = {}
+        self._steps_taken = 0  # in the iteration at hand
 
     def run(self, batch: TrainingBatch, iteration: int) -> dict[str, float]:
         """All optimiser steps of an iteration; returns what is logged (means over sigmas, clips and processes).
 
         Raises:
-            OmniNFTError: a loss or gradient is not finite, or a parameter got no gradient; nothing was updated.
+            OmniNFTError: a loss or gradient is not finite, or a parameter got no gradient; it says whether optimiser
+                steps of this iteration had been taken.
         """
         sums: dict[str, float] = {}
         norms: list[dict[str, float]] = []
@@ -96,6 +98,7 @@ class PolicyUpdate:
         counts = (batch.num_valid[0] * shares, batch.num_valid[1] * shares)
         weights = LossWeights(batch.advantages, batch.tokens, counts)
         before = [p.detach().clone() for p in self.parameters]
+        self._steps_taken = 0
         last: tuple[Rollout, Prepared] | None = None
         for round_ in self.rounds:
             for rows in self._micro_batches(len(batch.rollout)):
@@ -108,6 +111,7 @@ class PolicyUpdate:
                         sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(value[branch.valid].sum())
             if per_sigma or round_ is self.rounds[-1]:
                 norms.append(self._step(iteration))
+                self._steps_taken += 1
         valid = dict(zip(MODALITIES, batch.num_valid, strict=True))
         totals = torch.tensor(list(sums.values()), dtype=torch.float64)
         self.processes.sum_([totals])
@@ -216,9 +220,15 @@ class PolicyUpdate:
                 culprits = [f"{p}#{s}" for (p, s), ok in zip(keys, torch.isfinite(per_clip), strict=True) if not ok]
                 raise OmniNFTError(
                     f"iteration {iteration}, sigma {round_.sigma:.4g}: the {name} loss is "
-                    f"{float(branch.loss.detach())} (clips {', '.join(culprits) or 'unknown'}); nothing was updated, "
-                    "the last checkpoint is intact"
+                    f"{float(branch.loss.detach())} (clips {', '.join(culprits) or 'unknown'}); {self._damage()}"
                 )
+
+    def _damage(self) -> str:
+        """How far the iteration has got, for errors that stop it."""
+        if not self._steps_taken:
+            return "nothing was updated, the last checkpoint is intact"
+        steps = "optimiser step" if self._steps_taken == 1 else "optimiser steps"
+        return f"{self._steps_taken} {steps} of this iteration had been taken, the last checkpoint is intact"
 
     def _step(self, iteration: int) -> dict[str, float]:
         """Check, clip and apply the gradients; norms before clipping, in all and per stream."""
@@ -236,8 +246,7 @@ class PolicyUpdate:
         for (name, _), norm in zip(self.named, norms, strict=True):
             if not torch.isfinite(norm):
                 raise OmniNFTError(
-                    f"iteration {iteration}: the gradient of {name} is not finite ({float(norm)}); "
-                    "nothing was updated, the last checkpoint is intact"
+                    f"iteration {iteration}: the gradient of {name} is not finite ({float(norm)}); {self._damage()}"
                 )
             stream = self.policy.stream_of(name)
             squares[stream] = squares.get(stream, torch.zeros_like(norm)) + norm.square()
