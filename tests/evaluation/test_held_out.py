@@ -90,3 +90,35 @@ def test_a_missing_score_is_written_as_null_with_its_reason(tmp_path: Path) -> N
     entry = json.loads((tmp_path / "scores.json").read_text())["clips"][0]
     assert entry["scores"] == {"brightness": None}
     assert entry["reasons"] == {"brightness": "too dark"}
+
+
+class Simulated:
+    """One of several processes, run one after another; `gather` sees what each of them gave, in turn."""
+
+    def __init__(self, rank: int, world: int, given: list[list[object]]) -> None:
+        self.rank, self.world, self._given, self._call = rank, world, given, 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, value: object) -> list[object]:
+        while len(self._given) <= self._call:
+            self._given.append([])
+        self._given[self._call].append(value)
+        self._call += 1
+        return list(self._given[self._call - 1])
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_no_clip_is_lost_where_they_do_not_divide_among_processes(world: int) -> None:
+    policy = make_policy()
+    whole = evaluator(policy, 5).run("reference", None)
+    given: list[list[object]] = []
+    for rank in range(world):
+        made = evaluator(policy, 5)
+        made.processes = Simulated(rank, world, given)  # type: ignore[assignment]
+        scores = made.run("reference", None)  # the last process has seen what all gave
+    assert scores.prompt_ids == whole.prompt_ids
+    assert len(scores.values) == 5
+    np.testing.assert_allclose(scores.values, whole.values, atol=2e-3)

@@ -42,6 +42,14 @@ def test_batches_keep_the_order_and_cut_groups() -> None:
     assert made[0][1].samples == (0,)
 
 
+@pytest.mark.parametrize(("count", "size", "world"), [(3, 3, 2), (1, 2, 4), (5, 2, 3)])
+def test_clips_that_do_not_divide_are_shared_all_the_same(count: int, size: int, world: int) -> None:
+    whole = [k for b in batches(groups(count, size), 4) for k in keys(b)]
+    parts = [[k for b in batches(groups(count, size), 4, rank, world) for k in keys(b)] for rank in range(world)]
+    assert [k for part in parts for k in part] == whole
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 def test_processes_share_the_clips_without_gap_or_overlap() -> None:
     whole = [k for b in batches(groups(4, 4), 8) for k in keys(b)]
     parts = [[k for b in batches(groups(4, 4), 8, rank, 2) for k in keys(b)] for rank in range(2)]

@@ -17,7 +17,7 @@ from omninft.models.protocol import AdapterName
 from omninft.noise import Occasion
 from omninft.prompts.sampler import spread
 from omninft.rollout.clips import roll_out
-from omninft.rollout.sampler import RolloutSampler
+from omninft.rollout.sampler import RolloutSampler, share_of
 from omninft.types import Clip, PromptGroup, ScoreTable
 
 SHOWN_SIDE = 256  # pixels: smaller clips are enlarged to about this, so that players show them
@@ -76,11 +76,11 @@ class Evaluator:
         """Sample, decode, score; the clips to show go to `folder` with a scores.json."""
         total = sum(len(g.samples) for g in self.groups)
         shown = set(spread(self.shown, total)) if folder is not None else set()
-        tables: list[ScoreTable] = []
+        tables = [self.score([])]  # columns, for a process that has no clips
         entries: list[ListedClip] = []
         written: list[tuple[Path, Clip]] = []
         rank, world = self.processes.rank, self.processes.world
-        done = rank * (total // world)
+        done = share_of(total, rank, world).start
         for _, clips in roll_out(self.sampler, self.groups, self.seed, self.occasion, adapter, rank=rank, world=world):
             table = self.score(clips)
             tables.append(table)
@@ -91,12 +91,12 @@ class Evaluator:
             done += len(clips)
             if progress is not None:
                 progress(done, total)
-        table = ScoreTable.cat(self.processes.gather(ScoreTable.cat(tables)) if world > 1 else tables)
+        table = ScoreTable.cat(self.processes.gather(ScoreTable.cat(tables)))
         entries = [entry for part in self.processes.gather(entries) for entry in part]
         if folder is not None and self.processes.is_main:
             write_listing(folder, entries)
         ids = tuple(g.prompt.id for g in self.groups for _ in g.samples)
-        return EvaluationScores(table.names, table.values, ids[: len(table.values)], tuple(written))
+        return EvaluationScores(table.names, table.values, ids, tuple(written))
 
     def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> ListedClip:
         name = f"{clip.prompt.id}-{clip.sample}.mp4"

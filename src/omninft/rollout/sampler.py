@@ -195,12 +195,19 @@ def collection_steps(num_steps: int, window: tuple[float, float] = (0.5, 0.9)) -
     return range(start, max(min(int(high * num_steps) + 1, num_steps), start + 1))
 
 
+def share_of(total: int, rank: int, world: int) -> slice:
+    """The places of process `rank` of `world` among `total` clips in order."""
+    return slice(rank * total // world, (rank + 1) * total // world)
+
+
 def batches(
     groups: Sequence[PromptGroup], batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[PromptGroup, ...]]:
-    """This process's share of the groups' clips, in order, in batches; a group may be cut between batches."""
+    """This process's share of the groups' clips, in order, in batches; a group may be cut between batches.
+
+    Where the clips do not divide, shares differ by one; a process may have none.
+    """
     clips = [(g.prompt, s) for g in groups for s in g.samples]
-    share = len(clips) // world
-    mine = clips[rank * share : (rank + 1) * share]
+    mine = clips[share_of(len(clips), rank, world)]
     for start in range(0, len(mine), batch_size):
         yield regrouped(mine[start : start + batch_size])
