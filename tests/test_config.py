@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from omninft.config import Config, build_config, load_config, recipe_names
+from omninft.credit.combine import CombineOptions
+from omninft.credit.surgery import REFERENCE_SCHEDULE_48
+from omninft.objectives.negative_aware import NegativeAwareOptions
+from omninft.objectives.protocol import ObjectiveOptions
+from omninft.rewards.registry import build_reward
 from omninft.types import OmniNFTError
 
 
@@ -92,3 +100,108 @@ def test_length_and_place_do_not_change_the_fingerprint_but_the_method_does() ->
     other = load_config("omninft", ["objective.beta=0.5"])
     assert longer.digest() == base.digest()
     assert other.digest() != base.digest()
+
+
+def test_paper_is_the_released_codes_run() -> None:
+    config = load_config("paper")
+    credit, objective = config.credit, config.objective
+    assert isinstance(credit, CombineOptions)
+    assert isinstance(objective, NegativeAwareOptions)
+    assert (config.prompts.per_iteration, config.prompts.group_size, config.sampling.num_steps) == (4, 8, 20)
+    assert (config.sampling.video_guidance.text, config.sampling.audio_guidance.text) == (1.5, 3.0)
+    evaluation = config.evaluation_sampling
+    assert (evaluation.num_steps, evaluation.video_guidance.text, evaluation.audio_guidance.text) == (40, 3.0, 7.0)
+    assert (evaluation.video_guidance.stg, evaluation.video_guidance.rescale, evaluation.stg_blocks) == (
+        1.0,
+        0.7,
+        (29,),
+    )
+    assert (evaluation.height, evaluation.width, evaluation.num_frames, evaluation.batch_size) == (512, 768, 121, 2)
+    assert (config.sampling.shift_tokens, evaluation.shift_tokens) == (4096, 4096)
+    regions = credit.regions
+    assert (regions.method, regions.first_block, regions.rope, regions.strength) == ("zscore_sigmoid", 0, False, 1.5)
+    assert [regions.scale(i, 10_000) for i in (0, 100, 400, 500)] == [0, 0.25, 1, 1]
+    assert credit.surgery.scales(48).a2v == REFERENCE_SCHEDULE_48
+    assert credit.surgery.scales(48).v2a == (1.0,) * 48
+    assert (objective.detach_weight, objective.reference_weight, objective.sigmas.fraction) == (False, 1e-4, 0.4)
+    rewards = [build_reward(r) for r in config.rewards]
+    assert [c.weight for r in rewards for c in r.components] == [1.0, 1.5, 0.5, 1.0, 1.0]
+    assert config.rewards[1].options == {"jpeg_quality": 75}
+    assert config.rewards[4].options == {"seconds": 8.0}
+
+
+def leaves(tree: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def another(key: str, value: Any) -> Any:
+    """A valid value that differs; None where the key has none to try."""
+    choices = {
+        "recipe": "other", "model.device": "cpu", "model.dtype": "float32", "distributed.backend": "gloo",
+        "run.loggers": [], "credit.std": "group", "credit.surgery.target": "projection", "run.old_schedule": 2,
+        "credit.surgery.scope": "video_loss_only", "credit.regions.method": "top_share",
+        "objective.reference_space": "velocity", "optimiser.step_per": "sigma", "optimiser.betas": [0.8, 0.9],
+        "credit.regions.window": [0.1, 0.7], "credit.kind": "gdpo", "objective.sigmas.choice": "spread",
+        "objective.sigmas.values": [0.5], "sampling.stg_blocks": [1], "evaluation.sampling.stg_blocks": [1],
+        "credit.surgery.schedule": [{"start": 0, "stop": 1, "scale": 0.5}],
+        "credit.surgery.audio_schedule": [{"start": 0, "stop": 1, "scale": 0.5}], "model.lora.targets": ["attn1.to_q"],
+    }  # fmt: skip
+    if key in choices:
+        return choices[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1 if isinstance(value, int) else value / 2 + 0.125
+    if isinstance(value, str):
+        return f"{value}2"
+    if value is None:
+        return "x" if key.split(".")[-1] in ("revision", "dev", "test", "name") else 7
+    return None
+
+
+@pytest.mark.parametrize("recipe", ["paper", "omninft", "gdpo"])
+def test_a_one_key_override_changes_one_key(recipe: str) -> None:
+    before = dict(leaves(load_config(recipe).model_dump(mode="json")))
+    tried = 0
+    for key, value in before.items():
+        new = another(key, value)
+        if key.startswith(("rewards", "held_out")) or key == "objective.kind" or new is None or new == value:
+            continue
+        after = dict(leaves(load_config(recipe, [f"{key}={json.dumps(new)}"]).model_dump(mode="json")))
+        assert {k for k in before.keys() | after.keys() if before.get(k) != after.get(k)} == {key}, key
+        tried += 1
+    assert tried > 80
+
+
+def test_another_options_class_takes_the_place_of_the_base() -> None:
+    flow = load_config("omninft", ["objective.kind=negative_aware", "objective.beta=0.5"])
+    assert dict(leaves(flow.model_dump()))["objective.beta"] == 0.5
+    tree = {"base": "omninft", "objective": {"kind": "tests.test_config:OtherObjective", "depth": 3}}
+    del tree["base"]
+    made = build_config(tree)
+    assert made.objective.model_dump() == {
+        "kind": "tests.test_config:OtherObjective", "video_weight": 1.0, "audio_weight": 1.0, "depth": 3,
+    }  # fmt: skip
+    with pytest.raises(OmniNFTError, match=r"unknown key 'objective\.dept', did you mean 'depth'"):
+        build_config({"objective": {"kind": "tests.test_config:OtherObjective", "dept": 3}})
+    with pytest.raises(OmniNFTError, match="is no options class"):
+        build_config({"credit": {"kind": "tests.test_config:leaves"}})
+
+
+class OtherObjective(ObjectiveOptions):
+    """A user's own."""
+
+    depth: int = 1
+
+
+def test_evaluation_takes_size_and_batch_from_sampling_unless_told() -> None:
+    config = load_config(
+        "paper", ["sampling.height=256", "evaluation.sampling.width=512", "evaluation.sampling.batch_size=4"]
+    )
+    made = config.evaluation_sampling
+    assert (made.height, made.width, made.batch_size, made.num_steps) == (256, 512, 4, 40)
+    assert load_config("paper", ["evaluation.sampling.num_steps=9"]).evaluation_sampling.video_guidance.stg == 1.0

@@ -13,7 +13,6 @@ import importlib
 import json
 import os
 import sys
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -86,6 +85,8 @@ class SamplingConfig(Frozen):
     width: Positive | None = None
     frame_rate: float | None = None
     num_steps: Positive = 20
+    # Video tokens that the schedule is shifted for: 4096 in the official code, whatever the size; None: the clip's own.
+    shift_tokens: Positive | None = None
     video_guidance: GuidanceConfig = GuidanceConfig()
     audio_guidance: GuidanceConfig = GuidanceConfig()
     stg_blocks: tuple[int, ...] = ()
@@ -206,7 +207,7 @@ class Config(Frozen):
     def evaluation_sampling(self) -> SamplingConfig:
         """How evaluations sample, with what they leave out taken from `sampling`."""
         own = self.evaluation.sampling
-        names = ("num_frames", "height", "width", "frame_rate", "batch_size")
+        names = ("num_frames", "height", "width", "frame_rate", "shift_tokens", "batch_size")
         taken = {n: getattr(self.sampling, n) for n in names if getattr(own, n) is None}
         return SamplingConfig(**{n: getattr(own, n) for n in SamplingConfig.model_fields} | taken)
 
@@ -368,10 +369,6 @@ def _parse_override(override: str) -> dict[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise OmniNFTError(f"override {override!r}: the value is not valid YAML: {error}") from error
-    if isinstance(parsed, str):
-        # YAML 1.1 reads 1e-4 as text; people mean a number.
-        with suppress(ValueError):
-            parsed = float(parsed)
     path = key.split(".")
     for part in ("rewards", "held_out"):
         if path[0] == part and len(path) > 1:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import LTX2ImageToVideoPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2ImageToVideoPipeline
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
 
 from omninft.config import GuidanceConfig, SamplingConfig
@@ -191,3 +191,22 @@ def test_the_version_and_the_bundled_model_say_their_compression() -> None:
     policy.pipeline.text_encoder.config.model_type = "gemma4"  # as of LTX-2.5
     assert policy.first_frame_crf == 18
     assert read_clip_defaults("tiny").first_frame_crf == 0  # never saw compressed clips
+
+
+def test_the_schedule_is_shifted_for_as_many_tokens_as_told() -> None:
+    policy = make_policy()
+    # The published scheduler of LTX-2's full weights.
+    policy.pipeline.scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+    )
+    published = [1.0, 0.9915, 0.9821, 0.9718, 0.9605, 0.9478, 0.9337, 0.9178]
+    for size in ({}, {"height": 64, "width": 64}):
+        sampling = SamplingConfig(num_steps=20, shift_tokens=4096, **size)
+        np.testing.assert_allclose(RolloutSampler(policy, sampling).sigmas[:8], published, atol=6e-5)
+    own = RolloutSampler(policy, SamplingConfig(num_steps=20)).sigmas
+    assert abs(float(own[1]) - published[1]) > 0.01

@@ -194,11 +194,14 @@ class LTX2Policy:
         video, audio, mask = pipe.connectors(embeds.to(pipe.connectors.dtype), mask, padding_side=side)
         return TextContext(video, audio, mask)
 
-    def sigmas(self, num_steps: int, geometry: Geometry) -> Tensor:
-        """The sampling schedule of the checkpoint's scheduler, [num_steps + 1] float32, from 1 down to 0."""
+    def sigmas(self, num_steps: int, geometry: Geometry, shift_tokens: int | None = None) -> Tensor:
+        """The sampling schedule of the checkpoint's scheduler, [num_steps + 1] float32, from 1 down to 0.
+
+        A scheduler that shifts does so for `shift_tokens` video tokens, by default for those of the clip.
+        """
         scheduler = self.pipeline.scheduler
         mu = calculate_shift(
-            geometry.video_tokens,
+            shift_tokens or geometry.video_tokens,
             scheduler.config.get("base_image_seq_len", 1024),
             scheduler.config.get("max_image_seq_len", 4096),
             scheduler.config.get("base_shift", 0.95),

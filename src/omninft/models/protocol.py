@@ -109,8 +109,8 @@ class JointPolicy(Protocol):
         """Raises OmniNFTError: guidance that this model would silently ignore."""
         ...
 
-    def sigmas(self, num_steps: int, geometry: Geometry) -> Tensor:
-        """The sampling schedule, [num_steps + 1] float32, from 1 down to 0."""
+    def sigmas(self, num_steps: int, geometry: Geometry, shift_tokens: int | None = None) -> Tensor:
+        """The sampling schedule, [num_steps + 1] float32, 1 down to 0, shifted for so many tokens or the clip's."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> TextContext:

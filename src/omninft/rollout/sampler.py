@@ -55,7 +55,7 @@ class RolloutSampler:
         policy.check_sampling(sampling)
         self.policy, self.sampling, self.needs = policy, sampling, needs
         self.geometry: Geometry = policy.geometry(sampling)
-        self.sigmas: Tensor = policy.sigmas(sampling.num_steps, self.geometry)  # [steps + 1]
+        self.sigmas: Tensor = policy.sigmas(sampling.num_steps, self.geometry, sampling.shift_tokens)  # [steps + 1]
         self.read_frame = read_frame
         if recorders is None:
             recorders = [
