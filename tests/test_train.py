@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from omninft.config import Config, build_config, load_config
 from omninft.models.loading import CLIP_FILE
 from omninft.runs.build import build_rewards
+from omninft.runs.check import check_run
 from omninft.runs.metrics import read_metrics
 from omninft.train import train
 from omninft.types import Clip, OmniNFTError
@@ -298,3 +299,15 @@ def test_rewards_whose_weights_are_missing_stop_a_run_before_it_begins() -> None
         f"reward {name!r}" for name in ("videoalign", "hpsv3", "audiobox", "clap", "desync")
     ]
     assert "curl -L --create-dirs" in lines[-1]
+
+
+def test_evaluation_sampling_is_checked_before_the_first_iteration(model: Path, tmp_path: Path) -> None:
+    # A test set and no dev set: the evaluation would come after the last iteration, before export and report.
+    bad = {"every": 0, "test_clips": 2, "sampling": {"stg_blocks": [9], "video_guidance": {"stg": 1.0}}}
+    config = small_config(model, tmp_path, evaluation=bad)
+    with pytest.raises(OmniNFTError, match=r"stg_blocks: found \[9\], expected blocks 0 to 2"):
+        train(config)
+    assert not (tmp_path / "small").exists()
+    findings = {f.subject: f for f in check_run(config, trial=False)}
+    assert not findings["model"].ok
+    assert "stg_blocks" in findings["model"].text

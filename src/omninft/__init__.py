@@ -8,6 +8,8 @@ Heavy imports happen on first use, so that `import omninft` and `omninft --help`
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,18 @@ _HOMES = {
     "load_config": "omninft.config",
     "train": "omninft.train",
 }
+
+
+class _Package(ModuleType):
+    """Keeps the public names: importing the module omninft.train would put itself in the place of the function."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -210,3 +210,23 @@ def test_the_schedule_is_shifted_for_as_many_tokens_as_told() -> None:
         np.testing.assert_allclose(RolloutSampler(policy, sampling).sigmas[:8], published, atol=6e-5)
     own = RolloutSampler(policy, SamplingConfig(num_steps=20)).sigmas
     assert abs(float(own[1]) - published[1]) > 0.01
+
+
+def test_text_contexts_on_the_device_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    one = policy.encode(PROMPTS[:1])
+    size = one.video.nbytes + one.audio.nbytes + one.mask.nbytes
+    monkeypatch.setattr("omninft.models.ltx2.TEXT_BYTES", 2 * size + 1)
+    calls: list[str] = []
+    real = policy._encode_one
+    monkeypatch.setattr(policy, "_encode_one", lambda p: (calls.append(p), real(p))[1])
+    words = ["a red ball", "a blue ball", "a red lamp"]
+    together = policy.encode([*words, words[0]])  # more at once than are kept
+    assert len(policy._text) == 2
+    assert calls == words
+    policy.encode(words[1:])  # kept
+    assert calls == words
+    again = policy.encode(words[:1])
+    assert calls == [*words, words[0]]
+    for row in (0, 3):
+        assert torch.equal(together.video[row], again.video[0])

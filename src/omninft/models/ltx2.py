@@ -7,6 +7,7 @@ pack as `b c f h w -> b (f h w) c`, audio latents as `b c t m -> b t (c m)`.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from omninft.types import Conditioning, Geometry, Latents, Modality, OmniNFTErro
 
 # A block's cross-modal attentions, and the modules that write into the audio stream.
 CROSS_ATTENTIONS: tuple[tuple[Direction, str], ...] = (("a2v", "audio_to_video_attn"), ("v2a", "video_to_audio_attn"))
+TEXT_BYTES = 2**30  # of text contexts kept on the device
 _AUDIO_MODULES = ("audio_attn1", "audio_attn2", "video_to_audio_attn", "audio_ff")
 
 
@@ -43,6 +45,10 @@ def cross_sites(blocks: Sequence[nn.Module]) -> tuple[CrossSite, ...]:
     for site in sites:
         site.find(site.attention)
     return sites
+
+
+def _num_bytes(context: TextContext) -> int:
+    return context.video.nbytes + context.audio.nbytes + context.mask.nbytes
 
 
 def stream_of(parameter: str) -> Modality:
@@ -65,7 +71,7 @@ class LTX2Policy:
         self.adapters = AdapterSet(self.transformer, config.lora, seed)
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        self._text: dict[str, TextContext] = {}
+        self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
         for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
             setattr(self.transformer, name, CachedRotary(getattr(self.transformer, name)))
@@ -175,14 +181,20 @@ class LTX2Policy:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextContext:
-        """Text contexts of prompts, [B, L, D] and [B, L, Da]; each distinct prompt is encoded once and kept.
+        """Text contexts of prompts, [B, L, D] and [B, L, Da]; the last `TEXT_BYTES` of them are kept on the device.
 
         Prompts go through the encoder one by one: the same prompt then has the same bits whatever came with it.
         """
-        for prompt in prompts:
+        found: dict[str, TextContext] = {}
+        for prompt in dict.fromkeys(prompts):
             if prompt not in self._text:
                 self._text[prompt] = self._encode_one(prompt)
-        return TextContext.cat([self._text[p] for p in prompts])
+            self._text.move_to_end(prompt)
+            found[prompt] = self._text[prompt]
+            room = max(1, TEXT_BYTES // _num_bytes(found[prompt]))
+            while len(self._text) > room:
+                self._text.popitem(last=False)
+        return TextContext.cat([found[p] for p in prompts])
 
     def _encode_one(self, prompt: str) -> TextContext:
         pipe = self.pipeline
