@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from omninft.config import OptimiserConfig, SamplingConfig
 from omninft.distributed import Processes
 from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay
-from omninft.objectives.negative_aware import NegativeAware, NegativeAwareOptions
+from omninft.noise import Purpose, keyed_normal
+from omninft.objectives.negative_aware import NegativeAware, NegativeAwareOptions, policy_loss
 from omninft.objectives.protocol import ObjectiveContext
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import BranchAdvantages, OmniNFTError, Prompt, PromptGroup, TokenWeights
+from omninft.types import BranchAdvantages, Conditioning, OmniNFTError, Prompt, PromptGroup, TokenWeights
 from tests.random_models import make_policy
 
 SCHEDULE = torch.linspace(1, 0, 21)
@@ -160,3 +164,168 @@ def test_an_error_after_a_step_says_that_it_was_taken(monkeypatch: pytest.Monkey
     with pytest.raises(OmniNFTError, match=r"sigma 0\.5: the video loss is nan .*; 1 optimiser step of this iteration"):
         setting.run(UP, UP)
     assert not torch.equal(setting.weights(), before)
+
+
+def spied_velocities(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What every forward of the update was asked for."""
+    seen: list[dict[str, Any]] = []
+    real = setting.policy.velocity
+
+    def spy(latents, sigma, context, geometry, adapter, conditioning=None, **kwargs):  # type: ignore[no-untyped-def]
+        active = {f.active for f in setting.policy.adapters._forwards}
+        made = real(latents, sigma, context, geometry, adapter, conditioning, **kwargs)
+        seen.append(
+            {
+                "adapter": adapter, "sigma": float(sigma[0]), "gradient": torch.is_grad_enabled(),
+                "active": active, "video": latents.video.clone(), "audio": latents.audio.clone(), "given": conditioning,
+                "context": context.video.clone(), "made": made,
+            }
+        )  # fmt: skip
+        return made
+
+    monkeypatch.setattr(setting.policy, "velocity", spy)
+    return seen
+
+
+def test_old_and_reference_predict_without_a_graph_and_current_inside_its_adapter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = Setting(micro_batch=2, step_per="iteration", reference_weight=0.1)
+    seen = spied_velocities(setting, monkeypatch)
+    setting.run(UP, DOWN)
+    calls = [(s["adapter"], s["gradient"], s["sigma"], len(s["video"])) for s in seen]
+    one = [("old", False), ("reference", False), ("current", True)]
+    expected = [(a, g, sigma, 2) for sigma in (1.0, 0.5) for _ in range(2) for a, g in one]
+    assert calls == [*expected, ("current", False, 0.5, 2)]  # and how far current has moved
+    assert all(s["active"] == {"current"} for s in seen if s["gradient"])
+    for start in range(0, 12, 3):  # the three see the same noisy latents and texts
+        for key in ("video", "audio", "context"):
+            assert torch.equal(seen[start][key], seen[start + 1][key])
+            assert torch.equal(seen[start][key], seen[start + 2][key])
+    # Micro-batches are the rollout's clips, in order, with their own texts.
+    texts = setting.rollout.context.video
+    assert torch.equal(seen[0]["context"], texts[:2])
+    assert torch.equal(seen[3]["context"], texts[2:])
+    # Noise of its own in every round and stream; at sigma 1 the input is the noise alone.
+    noise = keyed_normal(setting.rollout.clip_keys, tuple(seen[0]["video"].shape[1:]), 0, 0, Purpose.TRAIN_VIDEO, 0)
+    torch.testing.assert_close(seen[0]["video"], noise[:2])
+    sound = keyed_normal(setting.rollout.clip_keys, tuple(seen[0]["audio"].shape[1:]), 0, 0, Purpose.TRAIN_AUDIO, 1)
+    torch.testing.assert_close(seen[9]["audio"], 0.5 * sound[2:] + 0.5 * setting.rollout.latents.audio[2:])
+
+
+def test_a_reference_of_no_weight_is_not_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(reference_weight=0.0)
+    seen = spied_velocities(setting, monkeypatch)
+    setting.run(UP, DOWN)
+    assert "reference" not in {s["adapter"] for s in seen}
+
+
+def test_losses_are_those_of_the_policies_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.5)
+    torch.manual_seed(2)
+    for name in ("current", "old"):
+        for key, tensor in setting.policy.adapters.state(name).items():  # type: ignore[arg-type]
+            if key.endswith("lora_B"):
+                tensor.normal_(0, 0.2)
+    setting.policy.adapters._forget_merged()
+    seen = spied_velocities(setting, monkeypatch)
+    omega = torch.rand(4, setting.rollout.latents.video.shape[1]) + 0.5
+    sound = torch.rand(4, setting.rollout.latents.audio.shape[1]) + 0.5
+    advantages = BranchAdvantages(
+        torch.tensor(UP), torch.tensor(DOWN), torch.tensor([True, True, True, False]), torch.ones(4, dtype=torch.bool)
+    )
+    batch = TrainingBatch(setting.rollout, advantages, TokenWeights(omega, sound), (3, 4))
+    metrics = setting.update.run(batch, 0)
+    for branch, advantage, weights in (("video", advantages.video, omega), ("audio", advantages.audio, sound)):
+        valid = getattr(advantages, f"{branch}_valid")
+        losses, pulls = [], []
+        for old, reference, current in (seen[0:3], seen[3:6]):
+            sigma, noisy = old["sigma"], old[branch]
+            x0 = {n: noisy - sigma * getattr(s["made"], branch).detach()
+                  for n, s in (("old", old), ("reference", reference), ("current", current))}  # fmt: skip
+            clean = getattr(setting.rollout.latents, branch)
+            options = setting.update.objective.options
+            losses.append(policy_loss(x0["current"], x0["old"], clean, advantage, weights, options=options)[valid])  # type: ignore[arg-type]
+            pulls.append((x0["current"] - x0["reference"]).square().mean(dim=(1, 2))[valid])
+        assert metrics[f"loss/{branch}"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)
+        assert metrics[f"reference/{branch}"] == pytest.approx(float(torch.cat(pulls).mean()), rel=1e-4)
+
+
+def test_given_tokens_keep_sigma_0_and_leave_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.1)
+    mask = torch.zeros(setting.rollout.latents.video.shape[:2], dtype=torch.bool)
+    mask[:, : setting.rollout.latents.video.shape[1] // 2] = True
+    given = Conditioning(setting.rollout.latents.video.clone(), mask)
+    setting.rollout = replace(setting.rollout, conditioning=given)
+    seen = spied_velocities(setting, monkeypatch)
+    first = setting.run(UP, DOWN)
+    for s in seen:
+        assert s["given"] is not None
+        assert torch.equal(s["video"][mask], setting.rollout.latents.video[mask])  # clean, whatever the sigma
+        assert not torch.equal(s["video"][~mask], setting.rollout.latents.video[~mask])
+    # What stands in the given tokens of the target changes nothing.
+    other = Setting(step_per="iteration", reference_weight=0.1)
+    junk = torch.where(mask[..., None], 1e3, other.rollout.latents.video)
+    latents = replace(other.rollout.latents, video=junk)
+    other.rollout = replace(other.rollout, latents=latents, conditioning=given)
+    second = other.run(UP, DOWN)
+    assert second["loss/video"] == pytest.approx(first["loss/video"], rel=1e-5)
+
+
+def test_learning_rate_warms_up_by_optimiser_steps_and_clipping_bounds_the_gradient() -> None:
+    setting = Setting(step_per="sigma")
+    setting.update.settings = setting.update.settings.model_copy(update={"warmup_steps": 8, "clip_norm": 1e-3})
+    norms: list[float] = []
+    real = setting.update.optimiser.step
+
+    def step() -> None:
+        norms.append(
+            float(torch.stack([p.grad.norm() for p in setting.update.parameters if p.grad is not None]).norm())
+        )
+        rates.append(setting.update.optimiser.param_groups[0]["lr"])
+        real()
+
+    rates: list[float] = []
+    setting.update.optimiser.step = step  # type: ignore[method-assign, assignment]
+    for iteration in range(2):
+        setting.update.run(
+            TrainingBatch(
+                setting.rollout,
+                BranchAdvantages(torch.tensor(UP), torch.tensor(UP), torch.ones(4) > 0, torch.ones(4) > 0),
+                TokenWeights(),
+                (4, 4),
+            ),
+            iteration,
+        )
+    assert rates == pytest.approx([1e-2 * n / 8 for n in (1, 2, 3, 4)])
+    assert norms == pytest.approx([1e-3] * 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("video_loss_only", [False, True])
+def test_surgery_is_on_in_the_backward_of_its_scope(video_loss_only: bool) -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.0)
+    active: list[str] = []
+
+    class Watch:
+        on = False
+
+        def __enter__(self) -> None:
+            self.on = True
+
+        def __exit__(self, *exception: object) -> None:
+            self.on = False
+
+    watch = Watch()
+    setting.update.surgery, setting.update.video_loss_only = watch, video_loss_only  # type: ignore[assignment]
+    real = setting.update.objective.loss
+
+    def loss(current: Any, prepared: Any, weights: Any) -> Any:
+        video, audio = real(current, prepared, weights)
+        for name, branch in (("video", video), ("audio", audio)):
+            branch.loss.register_hook(lambda g, name=name: active.append(f"{name} {watch.on}"))
+        return video, audio
+
+    setting.update.objective.loss = loss  # type: ignore[method-assign]
+    setting.update._probe = lambda video, audio: {}  # type: ignore[method-assign]
+    setting.run(UP, DOWN)
+    assert set(active) == {"video True", f"audio {not video_loss_only}"}
