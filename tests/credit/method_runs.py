@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from omninft.config import SamplingConfig, build_config
+from omninft.config import build_config
 from omninft.distributed import Processes
 from omninft.objectives.protocol import LossWeights
-from omninft.rollout.sampler import RolloutSampler
 from omninft.runs.metrics import read_metrics
 from omninft.train import train
-from omninft.types import BranchAdvantages, Component, PromptGroup, RewardAdvantages, Rollout, TokenWeights
+from omninft.types import BranchAdvantages, Component, RewardAdvantages, TokenWeights
 from tests.learning.test_update import Setting
 from tests.test_train import adapters, same, small_config
 from tests.trajectories.runs import BASE, merged
@@ -97,11 +96,6 @@ def tiny_tree(credit: dict[str, Any]) -> dict[str, Any]:
     """A run on the bundled model with few clips and steps."""
     tree = merged(BASE, {"recipe": "small", "optimiser": {"epsilon": 1e-8, "learning_rate": 1e-3}})
     return tree | {"credit": credit}
-
-
-def sampled(setting: Setting, needs: Any, groups: tuple[PromptGroup, ...]) -> Rollout:
-    """A rollout of the setting's policy with what `needs` records."""
-    return RolloutSampler(setting.policy, SamplingConfig(num_steps=4), needs).sample(groups, 0, 0, "old")
 
 
 class TwoProcesses(Processes):
