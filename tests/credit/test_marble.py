@@ -284,7 +284,7 @@ class TestGradients:
         alone = [credit.alone(advantages, k) for k in range(3)]
         gradients = update.reward_gradients(setting.rollout, TokenWeights(), alone, 0)
         branches = credit.combine(advantages, gradients, 0)
-        one_by_one = [sum(branch_gradients(setting, a)) for a in alone]
+        one_by_one = [sum(branch_gradients(setting, a)) / 2 for a in alone]  # the loss is the mean of the branches
         weights = [abs(credit.metrics()[f"marble/weight/{c.name}"]) for c in components]
         expected = sum(w * g for w, g in zip(weights, one_by_one, strict=True))
         # Plain gradient descent of rate 1 shows the gradient that was applied.
