@@ -179,7 +179,6 @@ class Needs:
     solver: Literal["ode", "sde"] = "ode"
     noise_level: float = 0.0  # a of the stochastic solver
     trajectory: bool = False  # keep every state, with log-probabilities (solver sde)
-    reward_gradients: bool = False  # measure each reward's own gradient before credit is combined
 
     def __or__(self, other: Needs) -> Needs:
         stochastic = self if self.solver == "sde" else other
@@ -188,7 +187,6 @@ class Needs:
             stochastic.solver,
             stochastic.noise_level,
             self.trajectory or other.trajectory,
-            self.reward_gradients or other.reward_gradients,
         )
 
 

@@ -34,7 +34,7 @@ STD_EPS = 1e-4
 # Keeps (seed, group) pairs apart: no two of them share a generator while there are fewer groups than this.
 SEED_STRIDE = 1_000_003
 
-_HEARD: dict[Modality, tuple[Route, ...]] = {"video": ("video", "joint"), "audio": ("audio", "joint")}
+HEARD: dict[Modality, tuple[Route, ...]] = {"video": ("video", "joint"), "audio": ("audio", "joint")}
 
 
 def group_advantages(values: Tensor, group_index: Tensor, std: StdScope = "global", eps: float = STD_EPS) -> Tensor:
@@ -134,7 +134,7 @@ def combine_advantages(
     """
     made: dict[Modality, tuple[Tensor, Tensor]] = {}
     for branch in MODALITIES:
-        heard = _HEARD[branch] if routed else ROUTES
+        heard = HEARD[branch] if routed else ROUTES
         judging = [k for k, c in enumerate(advantages.components) if c.route in heard and c.weight != 0]
         total = advantages.values.new_zeros(len(advantages))
         for k in judging:
@@ -197,7 +197,7 @@ def advantages_of_one(advantages: RewardAdvantages, k: int, routed: bool = True)
         values = -values
     made: dict[Modality, tuple[Tensor, Tensor]] = {}
     for branch in MODALITIES:
-        hears = not routed or component.route in _HEARD[branch]
+        hears = not routed or component.route in HEARD[branch]
         made[branch] = (values, valid) if hears else (torch.zeros_like(values), torch.zeros_like(valid))
     (video, video_valid), (audio, audio_valid) = made["video"], made["audio"]
     return BranchAdvantages(video=video, audio=audio, video_valid=video_valid, audio_valid=audio_valid)

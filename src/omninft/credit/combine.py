@@ -27,7 +27,7 @@ from omninft.credit.advantages import (
     zero_variance_groups,
 )
 from omninft.credit.protocol import CreditContext, CreditOptions, SurgeryPlan
-from omninft.credit.regions import region_weights, warmup_scale
+from omninft.credit.regions import region_weights, warmup_length, warmup_scale
 from omninft.credit.surgery import DEFAULT_FRACTIONS, SurgeryRange, surgery_schedule
 from omninft.types import (
     BranchAdvantages,
@@ -96,15 +96,19 @@ class RegionsOptions(Frozen):
 
     def scale(self, iteration: int, iterations: int) -> float:
         """Warm-up factor in [0, 1]. A warm-up of at most 1 is a share of the run, so that short runs get there too."""
-        warmup = round(self.warmup * iterations) if self.warmup <= 1 else round(self.warmup)
-        return warmup_scale(iteration, warmup)
+        return warmup_scale(iteration, warmup_length(self.warmup, iterations))
 
 
-class GroupCreditOptions(CreditOptions):
-    """What all credits over group advantages have: their scale, the placebo, surgery and regions."""
+class AdvantageCreditOptions(CreditOptions):
+    """What all credits over group advantages have: their scale and the placebo."""
 
     std: Literal["global", "group"] = "global"
     shuffle: bool = False  # placebo control: advantages permuted inside their group
+
+
+class GroupCreditOptions(AdvantageCreditOptions):
+    """Group advantages with OmniNFT's surgery and regions."""
+
     surgery: SurgeryOptions = SurgeryOptions()
     regions: RegionsOptions = RegionsOptions()
 
@@ -119,25 +123,22 @@ class CombineOptions(GroupCreditOptions):
         return CombinedCredit(self, context)
 
 
-class GroupCredit:
-    """Group advantages, region weights from attention, a fixed surgery schedule: what credits below differ from."""
+class AdvantageCredit:
+    """Group advantages and nothing else: equal tokens, no surgery, no probes."""
 
     routed = True
 
-    def __init__(self, options: GroupCreditOptions, context: CreditContext) -> None:
+    def __init__(self, options: AdvantageCreditOptions, context: CreditContext) -> None:
         self.options, self.context = options, context
-        self._scales = options.surgery.scales(context.num_blocks) if options.surgery.enabled else None
         self._metrics: dict[str, float] = {}
 
     @property
     def needs(self) -> Needs:
-        regions = self.options.regions
-        return Needs(recordings=(regions.recording,) if regions.enabled else ())
+        return Needs()
 
     @property
     def surgery(self) -> SurgeryPlan | None:
-        surgery = self.options.surgery
-        return SurgeryPlan(surgery.target, surgery.scope == "video_loss_only") if surgery.enabled else None
+        return None
 
     def per_reward(self, table: ScoreTable, index: Tensor) -> RewardAdvantages:
         """Advantages before the placebo's shuffle."""
@@ -159,6 +160,10 @@ class GroupCredit:
             return advantages
         return shuffle_within_groups(advantages, index, self.context.seed * 1_000_003 + iteration)
 
+    def probes(self, iteration: int) -> bool:
+        """Never."""
+        return False
+
     def alone(self, advantages: RewardAdvantages, k: int) -> BranchAdvantages:
         """Of reward k alone."""
         return advantages_of_one(advantages, k, self.routed)
@@ -168,6 +173,45 @@ class GroupCredit:
     ) -> BranchAdvantages:
         """Weighted sums per branch."""
         return combine_advantages(advantages, self.routed)
+
+    def weigh(self, rollout: Rollout, iteration: int) -> TokenWeights:
+        """All tokens alike."""
+        return TokenWeights()
+
+    def gradient_scales(self, rollout: Rollout) -> GradientScales | None:
+        """None: gradients cross as they are."""
+        return None
+
+    def metrics(self) -> Mapping[str, float]:
+        """Conflict between the branches, sizes, and groups that teach nothing."""
+        return self._metrics
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Nothing is carried from one iteration to the next."""
+        return {}, {}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class GroupCredit(AdvantageCredit):
+    """Group advantages, region weights from attention, a fixed surgery schedule."""
+
+    options: GroupCreditOptions
+
+    def __init__(self, options: GroupCreditOptions, context: CreditContext) -> None:
+        super().__init__(options, context)
+        self._scales = options.surgery.scales(context.num_blocks) if options.surgery.enabled else None
+
+    @property
+    def needs(self) -> Needs:
+        regions = self.options.regions
+        return Needs(recordings=(regions.recording,) if regions.enabled else ())
+
+    @property
+    def surgery(self) -> SurgeryPlan | None:
+        surgery = self.options.surgery
+        return SurgeryPlan(surgery.target, surgery.scope == "video_loss_only") if surgery.enabled else None
 
     def weigh(self, rollout: Rollout, iteration: int) -> TokenWeights:
         """Region weights of the video tokens; None where the technique is off."""
@@ -187,17 +231,6 @@ class GroupCredit:
     def gradient_scales(self, rollout: Rollout) -> GradientScales | None:
         """The schedule, the same in every iteration."""
         return self._scales
-
-    def metrics(self) -> Mapping[str, float]:
-        """Conflict between the branches, sizes, and groups that teach nothing."""
-        return self._metrics
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Nothing is carried from one iteration to the next."""
-        return {}, {}
-
-    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 class CombinedCredit(GroupCredit):

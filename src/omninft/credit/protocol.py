@@ -49,14 +49,18 @@ class Credit(Protocol):
         """Each reward's own advantages, clips in the order of the groups."""
         ...
 
+    def probes(self, iteration: int) -> bool:
+        """Whether each reward's own gradient is to be measured in this iteration, before credit is combined."""
+        ...
+
     def alone(self, advantages: RewardAdvantages, k: int) -> BranchAdvantages:
-        """What the branches would learn from reward k alone, where `needs.reward_gradients` asks for its gradient."""
+        """What the branches would learn from reward k alone, where `probes` asks for its gradient."""
         ...
 
     def combine(
         self, advantages: RewardAdvantages, gradients: RewardGradients | None, iteration: int
     ) -> BranchAdvantages:
-        """What each branch learns from. `gradients` are there where `needs.reward_gradients` asks for them."""
+        """What each branch learns from. `gradients` are there where `probes` asks for them."""
         ...
 
     def weigh(self, rollout: Rollout, iteration: int) -> TokenWeights:

@@ -63,13 +63,13 @@ def region_weights(
         raise OmniNFTError("the attention column sums of the rollout hold values that are not finite")
     values = torch.where(free, scores.double(), 0.0)
     if method == "minmax":
-        gain = strength * scale * _minmax(values, free)
+        gain = strength * scale * minmax(values, free)
     elif method == "zscore_sigmoid":
         sharpness = (strength - 1) * scale
         gain = sharpness * torch.sigmoid(sharpness * _frame_zscore(values, free, frames))
     else:
         gain = (strength - 1) * scale * _in_top_share(values, free, share)
-    flat = _extent(values, free)[2]
+    flat = extent(values, free)[2]
     return torch.where(free, torch.where(flat, 1.0, 1 + gain), 0.0).float()
 
 
@@ -87,17 +87,17 @@ def _check_arguments(scores: Tensor, frames: int, method: str, strength: float, 
         raise ValueError(f"scale must lie in [0, 1], found {scale}")
 
 
-def _extent(values: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def extent(values: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Lowest and highest free value along the last dimension, and whether they are the same. [..., 1] each."""
     low = values.masked_fill(~free, torch.inf).amin(dim=-1, keepdim=True)
     high = values.masked_fill(~free, -torch.inf).amax(dim=-1, keepdim=True)
     return low, high, high - low <= FLAT_RTOL * torch.maximum(low.abs(), high.abs())
 
 
-def _minmax(values: Tensor, free: Tensor) -> Tensor:
-    """Position in [0, 1] between the clip's lowest and highest free value. [B, Tv]."""
-    low, high, flat = _extent(values, free)
-    return (values - low) / torch.where(flat, 1.0, high - low)
+def minmax(values: Tensor, free: Tensor) -> Tensor:
+    """Position in [0, 1] between the lowest and highest free value along the last dimension; 0 where all are even."""
+    low, high, flat = extent(values, free)
+    return torch.where(flat, 0.0, (values - low) / torch.where(flat, 1.0, high - low))
 
 
 def _frame_zscore(values: Tensor, free: Tensor, frames: int) -> Tensor:
@@ -106,16 +106,21 @@ def _frame_zscore(values: Tensor, free: Tensor, frames: int) -> Tensor:
     count = kept.sum(dim=-1, keepdim=True)
     deviation = torch.where(kept, by_frame - by_frame.sum(dim=-1, keepdim=True) / count.clamp(min=1), 0.0)
     std = (deviation.square().sum(dim=-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
-    flat = _extent(by_frame, kept)[2]
+    flat = extent(by_frame, kept)[2]
     return torch.where(flat, 0.0, deviation / torch.where(flat, 1.0, std)).flatten(1)
 
 
 def _in_top_share(values: Tensor, free: Tensor, share: float) -> Tensor:
     """Which tokens are among the `share` of the clip's free tokens with the highest value. [B, Tv] bool."""
     boundary = values.masked_fill(~free, torch.nan).nanquantile(1 - share, dim=1, keepdim=True)
-    high = _extent(values, free)[1]
+    high = extent(values, free)[1]
     # Without the second case, a map whose highest value is shared by more tokens than `share` would have no top.
     return torch.where(boundary < high, values > boundary, values >= boundary)
+
+
+def warmup_length(warmup: float, iterations: int) -> int:
+    """Iterations of a warm-up: up to 1 it is a share of the run, so that short runs get there too."""
+    return round(warmup * iterations) if warmup <= 1 else round(warmup)
 
 
 def warmup_scale(iteration: int, warmup_iterations: int) -> float:

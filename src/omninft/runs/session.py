@@ -113,7 +113,7 @@ class Session(AbstractContextManager["Session"]):
         if surgery is not None and scales is not None:
             surgery.set_schedules(scales.a2v, scales.v2a)
         gradients = None
-        if credit.needs.reward_gradients:
+        if credit.probes(self.iteration):
             alone = [credit.alone(advantages, k)[mine].to(device) for k in range(len(advantages.components))]
             with self.stage("reward gradients"):
                 gradients = update.reward_gradients(rollout, tokens, alone, self.iteration)
