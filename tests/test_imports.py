@@ -11,6 +11,8 @@ ROOT = Path(omninft.__file__).parent
 
 GROUND = ("types", "noise", "naming", "config", "files", "distributed", "clips", "worlds")
 PROTOCOLS = ("models.protocol", "credit.protocol", "objectives.protocol")
+# Formulas that two stages must compute alike: how a step is drawn, and how likely it was.
+SHARED = ("rollout.solvers",)
 STAGES = (
     "prompts",
     "models",
@@ -34,7 +36,7 @@ EXCEPTIONS: set[tuple[str, str]] = set()
 def place(module: str) -> tuple[str, str]:
     """Storey and room of a module below omninft, e.g. ("stages", "credit")."""
     first = module.split(".")[0]
-    if module in PROTOCOLS or first in GROUND or module == "":
+    if module in PROTOCOLS or module in SHARED or first in GROUND or module == "":
         return "ground", first
     for storey, rooms in (("stages", STAGES), ("joiners", JOINERS), ("faces", FACES)):
         if first in rooms:

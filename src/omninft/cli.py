@@ -25,7 +25,8 @@ app = typer.Typer(
 )
 
 app.command(
-    epilog="Recipes: omninft, gdpo, diffusion_nft, placebo, paper, commercial. Ctrl-C saves; --resume goes on."
+    epilog="Recipes: omninft, gdpo, diffusion_nft, flow_grpo, placebo, paper, commercial. "
+    "Ctrl-C saves; --resume goes on."
 )(training.train)
 app.command()(training.check)
 app.command()(training.report)

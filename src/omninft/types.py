@@ -141,15 +141,17 @@ class Conditioning(_Batch):
 
 @dataclass(frozen=True)
 class Trajectory(_Batch):
-    """Every state a stochastic solver went through, and how likely each step was under the policy that took it.
+    """Every state the solver went through, and how likely each step was under the policy that took it.
 
-    A log-probability is a mean over the tokens that are not given and over channels.
+    A log-probability is a mean over channels, one for each token: what reads it knows which tokens are given and what
+    the others weigh. A step that was not drawn (solver ode, and the last step of any) has none: NaN.
     """
 
-    video: Tensor  # [B, S + 1, Tv, C] float32, from noise to clean
+    video: Tensor  # [B, S + 1, Tv, C] float32, from noise to clean; given tokens are clean in all of them
     audio: Tensor  # [B, S + 1, Ta, Ca]
-    video_log_prob: Tensor  # [B, S] float32
-    audio_log_prob: Tensor  # [B, S]
+    video_log_prob: Tensor  # [B, S, Tv] float32
+    audio_log_prob: Tensor  # [B, S, Ta]
+    sigmas: Tensor  # [B, S + 1] float32, noise levels of the states
 
     def __len__(self) -> int:
         return len(self.video)
@@ -178,7 +180,7 @@ class Needs:
     recordings: tuple[Recording, ...] = ()
     solver: Literal["ode", "sde"] = "ode"
     noise_level: float = 0.0  # a of the stochastic solver
-    trajectory: bool = False  # keep every state, with log-probabilities (solver sde)
+    trajectory: bool = False  # keep every state, with the log-probabilities of steps that were drawn
 
     def __or__(self, other: Needs) -> Needs:
         stochastic = self if self.solver == "sde" else other

@@ -51,7 +51,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def test_all_that_carries_state_is_listed(parts: Parts) -> None:
     assert list(stateful_parts(parts)) == ["current", "old", "optimiser", "credit", "objective"]
-    tensors, values = stateful_parts(parts)["optimiser"].state()
+    _, values = stateful_parts(parts)["optimiser"].state()
     assert "optimiser_step" in values
     disturb(parts, 1)
     current, old = (stateful_parts(parts)[name].state()[0] for name in ("current", "old"))

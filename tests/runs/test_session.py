@@ -21,13 +21,7 @@ from omninft.types import Clip, Rollout, ScoreTable
 from tests.test_train import model, small_config  # noqa: F401
 
 HELD_OUT = [{"name": "tests.runs.test_session:greenness", "route": "video"}]
-EVALUATED = {
-    "every": 1,
-    "dev_clips": 2,
-    "test_clips": 2,
-    "shown_clips": 0,
-    "sampling": {"num_steps": 2, "stg_blocks": []},
-}
+EVALUATED: dict[str, Any] = {"every": 1, "dev_clips": 2, "test_clips": 2, "shown_clips": 0}
 
 
 def greenness(clips: list[Clip]) -> list[float]:
@@ -36,7 +30,8 @@ def greenness(clips: list[Clip]) -> list[float]:
 
 def plain_evaluation() -> dict[str, Any]:
     off = {"text": 1.0, "stg": 0.0, "modality": 1.0, "rescale": 0.0}
-    return EVALUATED | {"sampling": EVALUATED["sampling"] | {"video_guidance": off, "audio_guidance": off}}
+    sampling = {"num_steps": 2, "stg_blocks": [], "video_guidance": off, "audio_guidance": off}
+    return EVALUATED | {"sampling": sampling}
 
 
 @pytest.fixture
@@ -78,7 +73,7 @@ def test_old_samples_base_and_current_are_evaluated_each_on_noise_of_its_own(
     assert base["prompt_ids"] == trained["prompt_ids"]
     assert base["names"] == ["brightness", "loudness", "greenness"]
     assert result.table is not None
-    (row,) = [m for m in result.table.measures if m.measure.name == "greenness"]
+    (row,) = [m for m in result.table.rows if m.measure.name == "greenness"]
     assert row.measure.group == "held_out"
     assert row.base.mean == pytest.approx(np.mean([v[2] for v in base["values"]]))
     assert row.trained.mean == pytest.approx(np.mean([v[2] for v in trained["values"]]))
@@ -96,11 +91,8 @@ def test_held_out_rewards_are_measured_and_never_trained_on(model: Path, tmp_pat
     # The numbers of a run are the same with and without a held-out reward.
     with_it = train(small_config(model, tmp_path / "a", held_out=HELD_OUT))
     without = train(small_config(model, tmp_path / "b"))
-    rows = [
-        (f / "checkpoints" / "step-000002" / "current.safetensors").read_bytes()
-        for f in (with_it.folder, without.folder)
-    ]
-    assert rows[0] == rows[1]
+    saved = Path("checkpoints") / "step-000002" / "current.safetensors"
+    assert (with_it.folder / saved).read_bytes() == (without.folder / saved).read_bytes()
 
 
 def test_dev_and_test_are_of_their_own_prompts_and_counts(model: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Protocol, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.config import MethodOptions
+from omninft.config import MethodOptions, SamplingConfig
 from omninft.models.protocol import AdapterName
 from omninft.types import BranchAdvantages, Geometry, Latents, Needs, Rollout, TokenWeights, _Batch
 
@@ -75,6 +75,7 @@ class ObjectiveContext:
 
     geometry: Geometry
     seed: int
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)  # of its rollouts
 
 
 class Objective(Protocol):

@@ -10,6 +10,7 @@ then its standard deviation is pulled back to that of x0 by the share `rescale`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from omninft.config import GuidanceConfig, SamplingConfig
 from omninft.models.protocol import AdapterName, JointPolicy, Mode, Recorder
 from omninft.noise import Purpose, keyed_normal
+from omninft.rollout.solvers import ode_step, sde_step, step_log_prob
 from omninft.types import (
     Conditioning,
     Geometry,
@@ -26,6 +28,7 @@ from omninft.types import (
     PromptGroup,
     Rollout,
     TextContext,
+    Trajectory,
     regrouped,
 )
 
@@ -42,6 +45,9 @@ class RolloutSampler:
         needs: what is recorded and kept on the way, and the solver.
         read_frame: (path, height, width) -> uint8 [H, W, 3]; needed where prompts give a first frame.
         recorders: recorders with the steps they record, in place of those that `needs` asks for.
+
+    Raises:
+        OmniNFTError: guidance that the model cannot do, or a stochastic solver without noise.
     """
 
     def __init__(
@@ -53,6 +59,8 @@ class RolloutSampler:
         recorders: Sequence[tuple[Recorder, Iterable[int]]] | None = None,
     ) -> None:
         policy.check_sampling(sampling)
+        if needs.solver == "sde" and needs.noise_level <= 0:
+            raise OmniNFTError(f"solver sde needs a noise_level above 0, found {needs.noise_level}")
         self.policy, self.sampling, self.needs = policy, sampling, needs
         self.geometry: Geometry = policy.geometry(sampling)
         self.sigmas: Tensor = policy.sigmas(sampling.num_steps, self.geometry, sampling.shift_tokens)  # [steps + 1]
@@ -78,16 +86,31 @@ class RolloutSampler:
         context = self.policy.encode([p.prompt_av for p in prompts])
         given = self._conditioning([p.first_frame_path for p in prompts])
         noise = self.initial_noise(keys, seed, iteration)
-        latents = self._integrate(noise, context, adapter, given)
+        draw = partial(self.step_noise, keys, seed, iteration)
+        latents, trajectory = self._integrate(noise, context, adapter, given, draw)
         recorded = {name: t for recorder, _ in self.recorders for name, t in recorder.collect().items()}
-        return Rollout(groups, latents, context, given, recorded)
+        return Rollout(groups, latents, context, given, recorded, trajectory)
 
     def initial_noise(self, keys: list[tuple[str, int]], seed: int, iteration: int) -> Latents:
         """Standard normal latents of the clips named by `keys`."""
+        return self._normal(keys, seed, iteration, (Purpose.SAMPLE_VIDEO, Purpose.SAMPLE_AUDIO))
+
+    def step_noise(self, keys: list[tuple[str, int]], seed: int, iteration: int, step: int) -> Latents:
+        """Standard normal noise of one step of the stochastic solver."""
+        return self._normal(keys, seed, iteration, (Purpose.SDE_VIDEO, Purpose.SDE_AUDIO), step)
+
+    def _normal(
+        self,
+        keys: list[tuple[str, int]],
+        seed: int,
+        iteration: int,
+        purposes: tuple[Purpose, Purpose],
+        number: int | None = None,
+    ) -> Latents:
         g = self.geometry
-        video = keyed_normal(keys, (g.video_tokens, g.video_channels), seed, iteration, Purpose.SAMPLE_VIDEO)
-        audio = keyed_normal(keys, (g.audio_tokens, g.audio_channels), seed, iteration, Purpose.SAMPLE_AUDIO)
-        return Latents(video, audio).to(self.policy.device)
+        sizes = (g.video_tokens, g.video_channels), (g.audio_tokens, g.audio_channels)
+        drawn = [keyed_normal(keys, z, seed, iteration, p, number) for z, p in zip(sizes, purposes, strict=True)]
+        return Latents(*drawn).to(self.policy.device)
 
     def _conditioning(self, paths: list[str | None]) -> Conditioning | None:
         if not any(paths):
@@ -103,19 +126,60 @@ class RolloutSampler:
         return Conditioning(given.video, given.mask & has_frame[:, None])
 
     def _integrate(
-        self, noise: Latents, context: TextContext, adapter: AdapterName, given: Conditioning | None
-    ) -> Latents:
-        """Euler steps from noise to clean latents; given tokens are clean at every step, as in the stock pipeline."""
-        video, audio = _with_given(noise.video, given), noise.audio
+        self,
+        noise: Latents,
+        context: TextContext,
+        adapter: AdapterName,
+        given: Conditioning | None,
+        draw: Callable[[int], Latents],
+    ) -> tuple[Latents, Trajectory | None]:
+        """Steps from noise to clean latents; given tokens are clean at every step, as in the stock pipeline.
+
+        Args:
+            draw: standard normal noise of a step.
+
+        Returns:
+            The clean latents, and the way there where it is asked for.
+        """
+        now = Latents(_with_given(noise.video, given), noise.audio)
+        states = [now]
+        log_probs: list[tuple[Tensor, Tensor]] = []
         negative = self._negative_context(len(noise))
-        for step, (sigma, after) in enumerate(zip(self.sigmas[:-1], self.sigmas[1:], strict=True)):
-            now = Latents(video, audio)
-            level = sigma.to(video.device).expand(len(noise))
+        for step, sigma in enumerate(self.sigmas[:-1]):
+            level = sigma.to(now.video.device).expand(len(noise))
             clean = self._guided(now, level, context, negative, adapter, given, step)
-            # d x / d sigma = v = (x - x0) / sigma
-            video = _with_given(video + (after - sigma) * (video - clean.video) / sigma, given)
-            audio = audio + (after - sigma) * (audio - clean.audio) / sigma
-        return Latents(video, audio)
+            moved, log_prob = self._step(now, clean, step, draw)
+            now = Latents(_with_given(moved.video, given), moved.audio)
+            if self.needs.trajectory:
+                states.append(now)
+                log_probs.append(log_prob)
+        return now, self._trajectory(states, log_probs) if self.needs.trajectory else None
+
+    def _step(
+        self, now: Latents, clean: Latents, step: int, draw: Callable[[int], Latents]
+    ) -> tuple[Latents, tuple[Tensor, Tensor]]:
+        """One step of the solver, and its log-probabilities [B, Tv] and [B, Ta]: NaN where nothing was drawn."""
+        sigma, after = self.sigmas[step], self.sigmas[step + 1]
+        pairs = (now.video, clean.video), (now.audio, clean.audio)
+        if self.needs.solver == "ode" or after == 0:
+            moved = [ode_step(x, x0, sigma, after) for x, x0 in pairs]
+            video, audio = (x.new_full(x.shape[:2], torch.nan) for x in moved)
+            return Latents(*moved), (video, audio)
+        noise = draw(step)
+        normals = [sde_step(x, x0, sigma, after, self.needs.noise_level) for x, x0 in pairs]
+        moved = [mean + std * n for (mean, std), n in zip(normals, (noise.video, noise.audio), strict=True)]
+        video, audio = (step_log_prob(x, *normal) for x, normal in zip(moved, normals, strict=True))
+        return Latents(*moved), (video, audio)
+
+    def _trajectory(self, states: list[Latents], log_probs: list[tuple[Tensor, Tensor]]) -> Trajectory:
+        sigmas = self.sigmas.to(states[0].video.device)
+        return Trajectory(
+            video=torch.stack([s.video for s in states], dim=1),
+            audio=torch.stack([s.audio for s in states], dim=1),
+            video_log_prob=torch.stack([v for v, _ in log_probs], dim=1),
+            audio_log_prob=torch.stack([a for _, a in log_probs], dim=1),
+            sigmas=sigmas.expand(len(states[0]), -1),
+        )
 
     def _negative_context(self, batch: int) -> TextContext | None:
         guidance = (self.sampling.video_guidance, self.sampling.audio_guidance)

@@ -85,7 +85,7 @@ def build(config: Config, processes: Processes) -> Parts:
     blocks = len({site.block for site in policy.sites})
     context = CreditContext(blocks, geometry.latent_frames, config.run.iterations, config.seed, processes)
     credit = _credit_options(config.credit).build(context)
-    objective = _objective_options(config.objective).build(ObjectiveContext(geometry, config.seed))
+    objective = _objective_options(config.objective).build(ObjectiveContext(geometry, config.seed, config.sampling))
     rollouts = RolloutSampler(policy, config.sampling, credit.needs | objective.needs, read_first_frame)
     plan, ones = credit.surgery, (1.0,) * blocks
     surgery = None if plan is None else GradientSurgery(policy.sites, ones, ones, plan.target)
