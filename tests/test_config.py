@@ -47,6 +47,7 @@ def test_overrides_are_typed() -> None:
         ("optimizer.learning_rate=1", r"unknown key 'optimizer', did you mean 'optimiser'"),
         ("run.iterations=0", r"run\.iterations: .*greater than or equal to 1; found 0"),
         ("run.iterations", r"expected key=value"),
+        ("model.lora.alpha=0", r"model\.lora\.alpha: .*greater than 0; found 0"),
         ("credit.advantage.method=grpo", r"credit\.advantage\.method: .*'omninft', 'gdpo' or 'global'; found 'grpo'"),
         ("objective.sigmas.choice=list", r"needs values in \(0, 1\]"),
         ("credit.regions.window=[0.9, 0.5]", r"window must rise"),
