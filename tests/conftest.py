@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread where numbers are compared bit for bit, and a small model made once."""
+"""Shared by all tests: two threads at most, or as many as OMP_NUM_THREADS says, and a small model made once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from omninft.models.ltx2 import LTX2Policy
 from tests.random_models import make_policy
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
 
 
 @pytest.fixture

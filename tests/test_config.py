@@ -59,6 +59,7 @@ def test_overrides_are_typed() -> None:
         ("credit.advantage.method=gdpo", r"credit\.advantage: .* credit\.advantage\.method is credit\.kind"),
         ("objective.micro_batch=2", r"objective\.micro_batch: .*optimiser\.micro_batch"),
         ("objective.beta_=2", r"unknown key 'objective\.beta_', did you mean 'beta'"),
+        ("model.lora.alpha=0", r"model\.lora\.alpha: .*greater than 0; found 0"),
         ("objective.sigmas.choice=list", r"needs values in \(0, 1\]"),
         ("credit.regions.window=[0.9, 0.5]", r"window must rise"),
     ],

@@ -37,7 +37,7 @@ class LoraConfig(Frozen):
     """Low-rank adapter on the linears of all six attentions and both feed-forwards of a block."""
 
     rank: Positive = 32
-    alpha: float = 64.0
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
     # Module names within a block, as PEFT matches them; None takes the 28 linears of the reference code.
     targets: tuple[str, ...] | None = None
 

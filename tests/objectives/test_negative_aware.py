@@ -364,9 +364,11 @@ def test_micro_batches_add_up_to_the_full_batch(valid, cut, num_sigmas, seed):
     (whole,) = torch.autograd.grad(full.loss, data["current"])
     parts = [branch_of(data, rows, denominator, mask, options, omega, keep) for rows in (slice(0, cut), slice(cut, B))]
     (summed,) = torch.autograd.grad(parts[0].loss + parts[1].loss, data["current"])
-    assert torch.equal(summed, whole)
+    # Not to the bit: the order in which a clip's errors are summed may follow the number of clips.
+    torch.testing.assert_close(summed, whole, rtol=1e-5, atol=1e-7)
     assert math.isclose((parts[0].loss + parts[1].loss).item(), full.loss.item(), rel_tol=1e-6)
-    assert torch.equal(torch.cat([p.parts["loss"] for p in parts]), full.parts["loss"])
+    parted = torch.cat([p.parts["loss"] for p in parts])
+    torch.testing.assert_close(parted, full.parts["loss"], rtol=1e-6, atol=0)
     mean = full.parts["loss"][mask].double().mean() + 0.1 * full.parts["reference"][mask].double().mean()
     assert math.isclose(full.loss.item() * num_sigmas, mean.item(), rel_tol=1e-5)
 

@@ -337,7 +337,8 @@ def _estimates(
     estimates = []
     for sample in samples:
         count = len(sample.sizes)
-        means = sample.sums.sum(axis=0) / sample.num_clips if count else np.full(width, math.nan)
+        # fsum rounds once: equal columns have equal means, alone or beside others.
+        means = [math.fsum(c) / sample.num_clips if count else math.nan for c in sample.sums.T]
         low, high = np.full(width, math.nan), np.full(width, math.nan)
         if count > 1:
             drawn = draws[count][:, taken[count] : taken[count] + width]
@@ -351,7 +352,11 @@ def _estimates(
 
 
 def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Means over clips when P prompts are drawn with replacement; sums and sizes [P, M], the result [R, M]."""
+    """Means over clips when P prompts are drawn with replacement; sums and sizes [P, M], the result [R, M].
+
+    The bits of a column are the same whatever the other columns and however many resamples are taken at once. A matrix
+    product does not promise that: libraries choose the order of summation by shape and processor.
+    """
     rng = np.random.default_rng(seed)
     count = len(sums)
     means = []
@@ -359,8 +364,13 @@ def _resampled_means(sums: np.ndarray, sizes: np.ndarray, resamples: int, seed: 
     for start in range(0, resamples, rows_at_once):
         rows = min(rows_at_once, resamples - start)
         drawn = rng.integers(count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-        means.append((weights @ sums) / (weights @ sizes))
+        drawn_times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        weights = np.ascontiguousarray(drawn_times.T, dtype=np.float64)  # [P, rows]
+        totals = np.zeros((sums.shape[1], rows))
+        for weight, of_prompt in zip(weights, sums, strict=True):
+            totals += of_prompt[:, None] * weight
+        # Whole numbers: exact in any order.
+        means.append((totals / (sizes.T @ weights)).T)
     return np.concatenate(means)
 
 

@@ -158,7 +158,7 @@ class _AdapterLinear:
 
 
 def peft_config(config: LoraConfig) -> PeftLoraConfig:
-    """The same adapter as PEFT describes it; goes into exported files, so that loaders restore alpha."""
+    """The same adapter as PEFT describes it."""
     return PeftLoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
