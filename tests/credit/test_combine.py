@@ -146,7 +146,7 @@ def test_what_is_on_asks_for_its_own_settings() -> None:
     assert (recording.window, recording.first_block, recording.rope, recording.value_weighted) == (
         (0.2, 0.6), 3, False, True,
     )  # fmt: skip
-    assert not made.needs.reward_gradients
+    assert not made.probes(0)
     assert made.surgery is not None
     assert (made.surgery.target, made.surgery.video_loss_only) == ("projection", True)
     assert credit().surgery.video_loss_only is False  # type: ignore[union-attr]
