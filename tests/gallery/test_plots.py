@@ -45,7 +45,7 @@ def make_run(folder: Path, recipe: str, seed: int, gain: float, *, shuffle: bool
     config = {
         "recipe": recipe,
         "seed": seed,
-        "credit": {"advantage": {"shuffle": shuffle}},
+        "credit": {"shuffle": shuffle},
         "run": {"name": folder.name},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -155,7 +155,7 @@ def group_runs(runs: Sequence[RunFolder]) -> list[RunGroup]:
     for label, members in zip(labels, by_config.values(), strict=True):
         if labels.count(label) > 1:
             label = ", ".join(run.path.absolute().name for run in members)
-        placebo = bool(members[0].setting("credit.advantage.shuffle", False))
+        placebo = bool(members[0].setting("credit.shuffle", False))
         groups.append(RunGroup(label, tuple(members), plots.FAINT if placebo else next(colors)))
     return groups
 
