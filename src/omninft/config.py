@@ -238,12 +238,10 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 # Keys of earlier versions, and where what they said is said now.
 RENAMED = {
-    "credit.advantage": (
-        "credit.advantage.method is credit.kind; std, final_batch_norm and shuffle stand in credit itself"
-    ),
-    "objective.micro_batch": "optimiser.micro_batch",
-    "objective.step_per": "optimiser.step_per",
-    "model.use_cross_timestep": "it is gone, and always on, as in every LTX-2 pipeline",
+    "credit.advantage": "its method is credit.kind now; std, final_batch_norm and shuffle stand in credit itself",
+    "objective.micro_batch": "it is optimiser.micro_batch now",
+    "objective.step_per": "it is optimiser.step_per now",
+    "model.use_cross_timestep": "it is always on now, as in every LTX-2 pipeline",
 }
 
 
@@ -397,7 +395,7 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
         for e in error.errors():
             key = ".".join(str(p) for p in e["loc"])
             if key in RENAMED:
-                lines.append(f"{key}: this key of earlier versions is now: {RENAMED[key]}")
+                lines.append(f"{key} is a key of earlier versions: {RENAMED[key]}")
             elif e["type"] == "extra_forbidden":
                 known = _known_keys(e["loc"][:-1], classes)
                 lines.append(f"unknown key {key!r}{_nearest(str(e['loc'][-1]), known)}")
