@@ -20,7 +20,7 @@ train: setup
 	$(BIN)/omninft train $(RECIPE)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,9 @@ import torch
 from omninft.models.ltx2 import LTX2Policy
 from tests.random_models import make_policy
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+# Beside other workers one thread each: more threads than cores slow everything many times over.
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or (min(2, os.cpu_count() or 1) if ALONE else 1)))
 
 
 @pytest.fixture

@@ -56,8 +56,14 @@ def test_overrides_are_typed() -> None:
         ("run.iterations=0", r"run\.iterations: .*greater than or equal to 1; found 0"),
         ("run.iterations", r"expected key=value"),
         ("credit.kind=grpo", r"credit\.kind: found 'grpo', did you mean 'gdpo'\?; expected one of omninft, gdpo"),
-        ("credit.advantage.method=gdpo", r"credit\.advantage is a key of earlier versions: its method is credit\.kind now"),
-        ("objective.micro_batch=2", r"objective\.micro_batch is a key of earlier versions: it is optimiser\.micro_batch now"),
+        (
+            "credit.advantage.method=gdpo",
+            r"credit\.advantage is a key of earlier .*its method is credit\.kind now",
+        ),
+        (
+            "objective.micro_batch=2",
+            r"objective\.micro_batch is a key .*it is optimiser\.micro_batch now",
+        ),
         ("objective.beta_=2", r"unknown key 'objective\.beta_', did you mean 'beta'"),
         ("model.lora.alpha=0", r"model\.lora\.alpha: .*greater than 0; found 0"),
         ("objective.sigmas.choice=list", r"needs values in \(0, 1\]"),

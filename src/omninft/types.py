@@ -312,6 +312,16 @@ class ScoreTable:
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.components)
 
+    def select(self, columns: Sequence[int]) -> ScoreTable:
+        """Some components, in the order of `columns`."""
+        place = {k: i for i, k in enumerate(columns)}
+        return ScoreTable(
+            tuple(self.components[k] for k in columns),
+            self.values[:, list(columns)],
+            {(b, place[k]): why for (b, k), why in self.reasons.items() if k in place},
+            {(b, place[k]): moments for (b, k), moments in self.moments.items() if k in place},
+        )
+
     def column(self, name: str) -> np.ndarray:
         return self.values[:, self.names.index(name)]
 

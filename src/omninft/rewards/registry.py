@@ -157,8 +157,7 @@ class WeighedReward:
                 f"expected {[len(clips), len(declared)]}"
             )
         columns = [declared.index(spec.name) for spec in self.components]
-        reasons = {(b, columns.index(k)): why for (b, k), why in table.reasons.items() if k in columns}
-        return ScoreTable(tuple(spec.component for spec in self.components), table.values[:, columns], reasons)
+        return replace(table.select(columns), components=tuple(spec.component for spec in self.components))
 
 
 def reward_names() -> list[str]:

@@ -159,7 +159,7 @@ def _score(reward: Reward, clips: list[Clip]) -> ScoreTable:
         (int(b), int(k)): table.reasons.get((int(b), int(k)), f"{reward.name} returned {values[b, k]}")
         for b, k in np.argwhere(~np.isfinite(values))
     }
-    return ScoreTable(components, np.where(np.isfinite(values), values, np.nan), reasons)
+    return ScoreTable(components, np.where(np.isfinite(values), values, np.nan), reasons, table.moments)
 
 
 def _missing(reward: Reward, clips: list[Clip], why: str) -> ScoreTable:
