@@ -110,3 +110,16 @@ def test_another_method_is_another_run(parts: Parts, model: Path, tmp_path: Path
     other = build(small_config(model, tmp_path / "runs", credit__kind="gdpo"), Processes())
     with pytest.raises(OmniNFTError, match=r"credit\.kind \(checkpoint: omninft, now: gdpo\)"):
         RunFolder(other, folder.path).open(resume=True)
+
+
+def test_a_damaged_checkpoint_is_written_again(parts: Parts) -> None:
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    for iteration in (1, 2):
+        folder.save(Progress(iteration, float(iteration)))
+    newest = folder.store.list_checkpoints()[-1] / "current.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = RunFolder(parts, folder.path)
+    assert again.open(resume=True) == Progress(1, 1.0)
+    again.save(Progress(2, 3.0))
+    assert RunFolder(parts, folder.path).open(resume=True) == Progress(2, 3.0)
