@@ -212,3 +212,22 @@ def test_evaluation_takes_size_and_batch_from_sampling_unless_told() -> None:
     made = config.evaluation_sampling
     assert (made.height, made.width, made.batch_size, made.num_steps) == (256, 512, 4, 40)
     assert load_config("paper", ["evaluation.sampling.num_steps=9"]).evaluation_sampling.video_guidance.stg == 1.0
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1", "model.lora.rank=3", "prompts.group_size=4", "sampling.num_steps=7", "rewards=[{name: clap}]",
+        "credit.std=group", "objective.beta=0.5", "optimiser.weight_decay=0.5", "run.old_schedule=2",
+    ],
+)  # fmt: skip
+def test_what_a_run_learns_by_changes_the_fingerprint_in_its_key(override: str) -> None:
+    base, other = load_config("paper").fingerprint(), load_config("paper", [override]).fingerprint()
+    key = override.partition("=")[0]
+    assert {k for k in base.keys() | other.keys() if base.get(k) != other.get(k)} == {key}
+
+
+def test_evaluation_takes_every_size_from_sampling() -> None:
+    given = {"num_frames": 17, "height": 64, "width": 96, "frame_rate": 8.0, "shift_tokens": 77, "batch_size": 3}
+    made = load_config("paper", [f"sampling.{k}={v}" for k, v in given.items()]).evaluation_sampling
+    assert {k: getattr(made, k) for k in given} == given

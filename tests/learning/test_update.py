@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -327,3 +328,100 @@ def test_surgery_is_on_in_the_backward_of_its_scope(video_loss_only: bool) -> No
     setting.update._probe = lambda video, audio: {}  # type: ignore[method-assign]
     setting.run(UP, DOWN)
     assert set(active) == {"video True", f"audio {not video_loss_only}"}
+
+
+class Twins(Processes):
+    """One of two processes that have the same clips and do the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = 2
+
+    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+        for tensor in tensors:
+            tensor.mul_(2)
+
+
+def test_two_processes_of_the_same_clips_measure_and_learn_what_one_does() -> None:
+    # Twice the clips in all, and every sum over processes twice as large.
+    made, weights = [], []
+    for processes in (Processes(), Twins()):
+        setting = Setting(step_per="iteration", reference_weight=0.1)
+        setting.update.processes = processes
+        ok, count = torch.ones(4, dtype=torch.bool), 4 * processes.world
+        advantages = BranchAdvantages(torch.tensor(UP), torch.tensor(DOWN), ok, ok)
+        batch = TrainingBatch(setting.rollout, advantages, TokenWeights(), (count, count))
+        made.append(setting.update.run(batch, 0))
+        weights.append(setting.weights())
+        probed = setting.update.reward_gradients(setting.rollout, TokenWeights(), [advantages], 0)
+        made[-1] |= {"video": probed.video.item(), "audio": probed.audio.item(), "both": probed.both.item()}
+    assert made[1] == pytest.approx(made[0], rel=1e-5)
+    assert all(made[0][f"{key}/video"] > 0 for key in ("loss", "gradient_norm", "old_deviation_sample"))
+    torch.testing.assert_close(*weights)
+
+
+def test_the_optimiser_has_the_settings_of_the_config() -> None:
+    setting = Setting()
+    options = OptimiserConfig(learning_rate=0.01, betas=(0.7, 0.8), epsilon=0.5, weight_decay=0.3, clip_norm=1e9)
+    update = PolicyUpdate(
+        setting.policy, setting.update.geometry, setting.update.objective, options, SCHEDULE, Processes()
+    )
+    # Two AdamW steps of gradients 1 and -2, written out: Loshchilov and Hutter, algorithm 2.
+    first, second = 1.0, -2.0
+    expected = [p.detach().clone() for p in update.parameters]
+    mean = square = 0.0
+    for t, gradient in enumerate((first, second), 1):
+        mean, square = 0.7 * mean + 0.3 * gradient, 0.8 * square + 0.2 * gradient**2
+        step = mean / (1 - 0.7**t) / ((square / (1 - 0.8**t)) ** 0.5 + 0.5)
+        expected = [p * (1 - 0.01 * 0.3) - 0.01 * step for p in expected]
+        for p in update.parameters:
+            p.grad = torch.full_like(p, gradient)
+        update._step(0)
+    for made, wanted in zip(update.parameters, expected, strict=True):
+        torch.testing.assert_close(made.detach(), wanted)
+
+
+def test_rewards_own_gradients_are_those_of_an_update_by_them_alone() -> None:
+    # Of each clip its own credit, whatever the micro-batch, at the first sigma and with the branches' shares.
+    setting = Setting(micro_batch=1, step_per="iteration", reference_weight=0.0, video_weight=3.0)
+    ok = torch.ones(4, dtype=torch.bool)
+    advantages = BranchAdvantages(torch.tensor(UP), torch.tensor([5.0, 1.0, 1.0, -5.0]), ok, ok)
+    tokens = TokenWeights(torch.rand(4, setting.rollout.latents.video.shape[1]) + 0.1)
+    found = setting.update.reward_gradients(setting.rollout, tokens, [advantages], 1)
+    setting.update.rounds = setting.update.rounds[:1]
+    metrics = setting.update.run(TrainingBatch(setting.rollout, advantages, tokens, (4, 4)), 1)
+    squared = metrics["gradient_norm/video"] ** 2 + metrics["gradient_norm/audio"] ** 2
+    assert found.both.item() == pytest.approx(squared, rel=1e-4)
+
+
+def test_how_far_current_moved_is_measured_on_free_tokens_in_both_streams() -> None:
+    setting = Setting(step_per="iteration", reference_weight=0.0)
+    mask = torch.zeros(setting.rollout.latents.video.shape[:2], dtype=torch.bool)
+    mask[:, : mask.shape[1] // 2] = True
+    mask[1:] = False
+    setting.rollout = replace(setting.rollout, conditioning=Conditioning(setting.rollout.latents.video.clone(), mask))
+    metrics = setting.run(UP, DOWN)
+    update, free = setting.update, ~mask
+    prepared = update._prepare(setting.rollout, update.rounds[-1], 0)
+    with torch.no_grad():
+        current, old = (
+            update._predict(setting.rollout, name, prepared.noisy, prepared.sigma)  # type: ignore[arg-type]
+            for name in ("current", "old")
+        )
+    video = 0.5 * (current.video - old.video).abs().mean(dim=2)
+    per_clip = [float(video[i][free[i]].mean()) for i in range(4)]
+    assert metrics["old_deviation_sample/video"] == pytest.approx(sum(per_clip) / 4, rel=1e-4)
+    audio = float(0.5 * (current.audio - old.audio).abs().mean())
+    assert metrics["old_deviation_sample/audio"] == pytest.approx(audio, rel=1e-4)
+    assert metrics["old_deviation_sample/audio"] > 1e-4
+
+    class Idle(Processes):
+        """Beside one that has four clips and has not moved."""
+
+        def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+            tensors[0][2] += 4
+
+    update.processes = Idle()
+    halved = update._deviation(setting.rollout, prepared)
+    assert halved["old_deviation_sample/video"] == pytest.approx(sum(per_clip) / 8, rel=1e-4)
+    assert halved["old_deviation_sample/audio"] == pytest.approx(audio / 2, rel=1e-4)

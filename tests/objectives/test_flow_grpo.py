@@ -26,7 +26,7 @@ from omninft.objectives.flow_grpo import (
 )
 from omninft.objectives.protocol import LossWeights, ObjectiveContext, Round
 from omninft.rollout.sampler import RolloutSampler
-from omninft.rollout.solvers import step_log_prob
+from omninft.rollout.solvers import sde_step, step_log_prob
 from omninft.runs.build import build
 from omninft.runs.metrics import read_metrics
 from omninft.train import train
@@ -381,6 +381,60 @@ def test_the_objective_reads_the_step_of_the_round() -> None:
         )
         for branch in setting.objective.loss(v, prepared, weights):
             torch.testing.assert_close(branch.parts["ratio"], torch.ones(4), atol=1e-5, rtol=0)
+
+
+def test_each_branch_is_given_what_is_its_own() -> None:
+    setting = Setting(frames=True, reference_weight=0.3)
+    torch.manual_seed(3)
+    for key, tensor in setting.policy.adapters.state("current").items():
+        if key.endswith("lora_B"):
+            tensor.normal_(0, 0.05)
+    way, given = setting.rollout.trajectory, setting.rollout.conditioning
+    assert way is not None
+    assert given is not None
+    context, geometry = setting.rollout.context, setting.sampler.geometry
+
+    def predict(name: Any, noisy: Latents, sigma: torch.Tensor) -> Latents:
+        with torch.no_grad():
+            return setting.policy.velocity(noisy, sigma, context, geometry, name, given)
+
+    prepared = setting.objective.prepare(setting.rollout, Round(0, 0.7, step=1), 0, predict)
+    advantages = BranchAdvantages(
+        torch.tensor([3.0, -1.0, 2.0, 4.0]),
+        torch.tensor([-2.0, 5.0, 1.0, 0.5]),
+        torch.tensor([True, False, True, True]),
+        torch.tensor([True, True, False, False]),
+    )
+    tokens = TokenWeights(torch.rand(4, geometry.video_tokens), torch.rand(4, geometry.audio_tokens))
+    current = predict("current", prepared.noisy, prepared.sigma)
+    made = setting.objective.loss(current, prepared, LossWeights(advantages, tokens, (7, 9)))
+    sigma, after = (way.sigmas[:, n, None, None] for n in (1, 2))
+    before = Latents(way.video[:, 1], way.audio[:, 1])
+    reference = predict("reference", before, way.sigmas[:, 1])
+    for branch, num_valid, mask, loss in (("video", 7, ~given.mask, made[0]), ("audio", 9, None, made[1])):
+        x = getattr(before, branch)
+        (mean, std), (pulled, _) = (
+            sde_step(x, x - sigma * getattr(v, branch), sigma, after, setting.objective.options.noise_level)
+            for v in (current, reference)
+        )
+        expected = branch_loss(
+            mean=mean,
+            std=std,
+            after=getattr(way, branch)[:, 2],
+            rollout_log_prob=getattr(way, f"{branch}_log_prob")[:, 1],
+            reference_mean=pulled,
+            advantage=getattr(advantages, branch),
+            valid=getattr(advantages, f"{branch}_valid"),
+            num_valid=num_valid,
+            token_weights=getattr(tokens, branch),
+            token_mask=mask,
+            options=setting.objective.options,
+        )
+        assert float(loss.loss) == pytest.approx(float(expected.loss), rel=1e-5)
+        for key, value in expected.parts.items():
+            torch.testing.assert_close(loss.parts[key], value, msg=f"{branch} {key}")
+        assert float(loss.parts["reference"].min()) > 1e-7
+        assert float((loss.parts["ratio"] - 1).abs().min()) > 1e-6
 
 
 OBJECTIVE = {"kind": "flow_grpo", "steps": {"fraction": 1.0}}

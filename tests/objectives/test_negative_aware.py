@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from omninft.config import build_config
 from omninft.credit.advantages import advantage_to_weight
+from omninft.noise import Purpose, keyed_normal
 from omninft.objectives.negative_aware import (
     NegativeAwareOptions,
     SigmasOptions,
@@ -20,7 +21,19 @@ from omninft.objectives.negative_aware import (
     reference_loss,
     training_sigmas,
 )
-from omninft.types import OmniNFTError
+from omninft.objectives.protocol import LossWeights, ObjectiveContext, Round
+from omninft.types import (
+    BranchAdvantages,
+    Conditioning,
+    Geometry,
+    Latents,
+    OmniNFTError,
+    Prompt,
+    PromptGroup,
+    Rollout,
+    TextContext,
+    TokenWeights,
+)
 
 B, T, C = 5, 6, 3
 ADVANTAGES = [-5.0, -1.0, 0.0, 1.0, 5.0]
@@ -435,3 +448,56 @@ def test_the_reference_trains_on_the_noisiest_40_percent() -> None:
 def test_spread_sigmas_start_at_the_noisiest_and_cover_the_schedule() -> None:
     assert training_sigmas(SigmasOptions(choice="spread", count=4), SCHEDULE) == pytest.approx([1, 0.75, 0.5, 0.25])
     assert training_sigmas(SigmasOptions(choice="list", values=(0.3, 0.9)), SCHEDULE) == [0.3, 0.9]
+
+
+def test_each_branch_is_given_what_is_its_own() -> None:
+    g = Geometry(9, 32, 32, 12.0, 2, 1, 3, 4, 5, 2, 16000)
+    generator = torch.Generator().manual_seed(0)
+
+    def random() -> Latents:
+        return Latents(*(torch.randn(4, *size, generator=generator) for size in ((6, 4), (5, 2))))
+
+    clean, velocities = random(), {name: random() for name in ("current", "old", "reference")}
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[:3, :3] = True
+    prompts = tuple(PromptGroup(Prompt(name, "v", "a", "av"), (0, 1)) for name in ("rain", "bell"))
+    nothing = TextContext(torch.zeros(4, 1, 1), torch.zeros(4, 1, 1), torch.ones(4, 1))
+    rollout = Rollout(prompts, clean, nothing, Conditioning(clean.video, mask), {})
+    options = NegativeAwareOptions(reference_weight=0.3, reference_space="velocity")
+    objective = options.build(ObjectiveContext(g, 11))
+    prepared = objective.prepare(rollout, Round(2, 0.5), 7, lambda name, noisy, sigma: velocities[name])
+    advantages = BranchAdvantages(
+        torch.tensor([3.0, -1.0, 2.0, 4.0]),
+        torch.tensor([-2.0, 5.0, 1.0, 0.5]),
+        torch.tensor([True, False, True, True]),
+        torch.tensor([True, True, True, False]),
+    )
+    omega = torch.rand(4, 6, generator=generator) * ~mask
+    sound = torch.rand(4, 5, generator=generator)
+    made = objective.loss(velocities["current"], prepared, LossWeights(advantages, TokenWeights(omega, sound), (7, 9)))
+    sigma = torch.full((4,), 0.5)
+    levels, keep = {"video": 0.5 * ~mask, "audio": sigma[:, None].expand(4, 5)}, {"video": ~mask, "audio": None}
+    for branch, purpose, num_valid, weights, loss in (
+        ("video", Purpose.TRAIN_VIDEO, 7, omega, made[0]),
+        ("audio", Purpose.TRAIN_AUDIO, 9, sound, made[1]),
+    ):
+        x0, level = getattr(clean, branch), levels[branch][..., None]
+        noise = keyed_normal(rollout.clip_keys, tuple(x0.shape[1:]), 11, 7, purpose, 2)  # of seed, iteration and round
+        noisy = (1 - level) * x0 + level * noise
+        predicted = {name: noisy - level * getattr(v, branch) for name, v in velocities.items()}
+        expected = branch_loss(
+            current_x0=predicted["current"],
+            old_x0=predicted["old"],
+            clean_x0=x0,
+            reference_x0=predicted["reference"],
+            sigma=levels[branch],
+            advantage=getattr(advantages, branch),
+            valid=getattr(advantages, f"{branch}_valid"),
+            num_valid=num_valid,
+            omega=weights,
+            token_mask=keep[branch],
+            options=options,
+        )
+        assert float(loss.loss) == pytest.approx(float(expected.loss), rel=1e-5)
+        for key, value in expected.parts.items():
+            torch.testing.assert_close(loss.parts[key], value, msg=f"{branch} {key}")

@@ -11,6 +11,7 @@ import torch
 from omninft.distributed import Processes
 from omninft.runs.build import Parts, build
 from omninft.runs.folder import Progress, RunFolder, stateful_parts
+from omninft.runs.metrics import read_metrics
 from omninft.types import OmniNFTError
 from tests.test_train import model, small_config  # noqa: F401
 
@@ -110,3 +111,31 @@ def test_another_method_is_another_run(parts: Parts, model: Path, tmp_path: Path
     other = build(small_config(model, tmp_path / "runs", credit__kind="gdpo"), Processes())
     with pytest.raises(OmniNFTError, match=r"credit\.kind \(checkpoint: omninft, now: gdpo\)"):
         RunFolder(other, folder.path).open(resume=True)
+
+
+def test_a_damaged_checkpoint_is_written_again(parts: Parts) -> None:
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    for iteration in (1, 2):
+        folder.save(Progress(iteration, float(iteration)))
+    newest = folder.store.list_checkpoints()[-1] / "current.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    again = RunFolder(parts, folder.path)
+    assert again.open(resume=True) == Progress(1, 1.0)
+    again.save(Progress(2, 3.0))
+    assert RunFolder(parts, folder.path).open(resume=True) == Progress(2, 3.0)
+
+
+def test_what_was_logged_after_the_checkpoint_is_taken_back(parts: Parts) -> None:
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    assert folder.log is not None
+    for iteration in range(3):
+        folder.log.iteration(iteration, {"loss": 0.5})
+    folder.save(Progress(2, 1.0))
+    folder.log.close()
+    again = RunFolder(parts, folder.path)
+    again.open(resume=True)
+    assert again.log is not None
+    again.log.close()
+    assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1]

@@ -183,3 +183,101 @@ def test_the_runner_of_training_has_the_runs_limit(model: Path, tmp_path: Path) 
     assert isinstance(parts.runner, RewardRunner)
     assert parts.runner.max_missing_share == 0.125
     assert isinstance(parts.policy, LTX2Policy)
+
+
+def test_probes_see_each_processs_own_rows(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("omninft.runs.session.Processes", lambda backend: Second())
+    with Session(small_config(model, tmp_path, credit={"kind": "marble", "regions": {"warmup": 0}})) as run:
+        groups = run.parts.groups.groups(0)
+        rollout = Rollout.cat([made for made, _ in run.roll_out(groups)])
+        values = np.random.default_rng(0).random((8, 2))
+        advantages = run.parts.credit.assign(ScoreTable(run.parts.runner.components, values), groups, 0)
+        seen: list[Any] = []
+        real = run.parts.update.reward_gradients
+
+        def spy(clips: Rollout, tokens: Any, alone: Any, iteration: int) -> Any:
+            seen.append((clips.clip_keys, tokens, list(alone), iteration))
+            return real(clips, tokens, alone, iteration)
+
+        run.parts.update.reward_gradients = spy  # type: ignore[method-assign]
+        lessons = run.lessons(rollout, advantages)
+        ((keys, tokens, alone, iteration),) = seen
+        assert (keys, iteration) == (rollout.clip_keys, 0)
+        assert tokens is lessons.tokens
+        for k, made in enumerate(alone):
+            torch.testing.assert_close(made.video, advantages.values[4:, k].float())
+
+
+def test_seconds_add_up_over_sessions(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    with Session(small_config(model, tmp_path)) as first:
+        first._elapsed_before = 1000.0
+        first.save()
+    with Session(small_config(model, tmp_path), resume=first.folder) as second:
+        assert 1000 < second.progress.elapsed < 1900
+        second._begun -= 500
+        assert 1500 < second.progress.elapsed < 2400
+
+
+def test_every_part_is_built_from_its_own_settings(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    evaluation = plain_evaluation() | {"seed": 4, "shown_clips": 1}
+    surgery = {"scope": "video_loss_only", "target": "projection"}
+    parts = build(small_config(model, tmp_path, evaluation=evaluation, seed=9, credit__surgery=surgery), Processes())
+    assert parts.groups.seed == 9
+    assert parts.credit.context.seed == 9  # type: ignore[attr-defined]
+    assert parts.objective.seed == 9  # type: ignore[attr-defined]
+    drawn = LTX2Policy.load(parts.config.model, 9).adapters.state("current")
+    for key, tensor in parts.policy.trainables.state("current").items():
+        assert torch.equal(tensor, drawn[key])
+    assert parts.update.video_loss_only
+    assert parts.update.surgery is parts.surgery
+    assert parts.surgery is not None
+    assert {hook.path.rpartition(".")[2] for hook in parts.surgery._hooks} == {"to_k", "to_v"}
+    assert parts.rollouts.sampling == parts.config.sampling
+    assert parts.rollouts.needs == parts.credit.needs | parts.objective.needs
+    for evaluator in parts.evaluators.values():
+        assert evaluator.sampler.sampling == parts.config.evaluation_sampling
+        assert evaluator.sampler.sampling.num_steps == 2
+        assert evaluator.sampler.needs.recordings == ()
+        assert (evaluator.seed, evaluator.shown) == (4, 1)
+    assert (parts.evaluators["dev"].occasion, parts.evaluators["test"].occasion) == (Occasion.DEV, Occasion.TEST)
+
+
+def test_counts_and_schedules_of_an_iteration_go_to_their_own_branch(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    surgery = {
+        "schedule": [{"start": 0, "stop": 1, "scale": 0.25}],
+        "audio_schedule": [{"start": 2, "stop": 3, "scale": 0.75}],
+    }
+    with Session(small_config(model, tmp_path, credit__surgery=surgery)) as run:
+        groups = run.parts.groups.groups(0)
+        rollout = Rollout.cat([made for made, _ in run.roll_out(groups)])
+        values = np.random.default_rng(0).random((8, 2))
+        values[[1, 5], 0] = np.nan  # brightness judges the picture,
+        values[[0, 2, 6], 1] = np.nan  # loudness the sound
+        advantages = run.parts.credit.assign(ScoreTable(run.parts.runner.components, values), groups, 0)
+        assert run.lessons(rollout, advantages).num_valid == (6, 5)
+        assert run.parts.surgery is not None
+        scales = {(hook.site.direction, hook.site.block): hook.scale for hook in run.parts.surgery._hooks}
+        assert {key: scale for key, scale in scales.items() if scale != 1} == {("a2v", 0): 0.25, ("v2a", 2): 0.75}
+
+
+def test_dev_evaluates_what_was_trained_and_old_follows_before(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    for name in ("learn", "record", "move_old", "evaluate_dev", "save"):
+        real = getattr(Session, name)
+
+        def spy(self: Session, *args: Any, real: Any = real, name: str = name) -> Any:
+            done.append(f"{name} {self.iteration}")
+            return real(self, *args)
+
+        monkeypatch.setattr(Session, name, spy)
+    train(small_config(model, tmp_path, evaluation=plain_evaluation() | {"test_clips": 0}))
+    iteration = ("learn 0", "record 0", "move_old 0", "evaluate_dev 1", "save 1")
+    assert done == ["evaluate_dev 0", *iteration, *(d[:-1] + str(int(d[-1]) + 1) for d in iteration), "save 2"]

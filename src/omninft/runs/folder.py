@@ -94,6 +94,7 @@ class RunFolder:
         self.store = CheckpointStore(self.path, parts.config.run.keep_last)
         self.config, self.parts = parts.config, stateful_parts(parts)
         self.log: MetricsLog | None = None  # rank 0 only
+        self._whole: int | None = None  # iteration of the checkpoint that this session restored or wrote last
 
     def open(self, resume: bool) -> Progress:
         """Create the folder, or restore the last whole checkpoint in it and take back what was logged after it."""
@@ -118,17 +119,22 @@ class RunFolder:
         saved = self.store.load(path, self.config.fingerprint())
         for name, part in self.parts.items():
             part.load_state(saved.tensors.get(name, {}), saved.state["parts"][name])
-        return Progress(saved.state["iteration"], saved.state["elapsed"])
+        progress = Progress(saved.state["iteration"], saved.state["elapsed"])
+        self._whole = progress.iteration
+        return progress
 
     def save(self, progress: Progress) -> None:
-        """An exact checkpoint of the state after `progress.iteration` iterations, unless there is one."""
-        # Rank 0 alone looks: another could look before or after it has written.
-        if self.processes.is_main and not (self.store.folder / f"step-{progress.iteration:06d}").is_dir():
+        """An exact checkpoint of the state after `progress.iteration` iterations, unless there is one.
+
+        A damaged one, which `open` passed over, is replaced.
+        """
+        if self.processes.is_main and self._whole != progress.iteration:
             made = {name: part.state() for name, part in self.parts.items()}
             tensors = {name: found for name, (found, _) in made.items() if found}
             values = {name: found for name, (_, found) in made.items()}
             state = {"iteration": progress.iteration, "elapsed": progress.elapsed, "parts": values}
             self.store.save(progress.iteration, tensors, state, self.config.fingerprint())
+            self._whole = progress.iteration
         self.processes.wait()
 
 
