@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -425,3 +426,11 @@ def test_how_far_current_moved_is_measured_on_free_tokens_in_both_streams() -> N
     halved = update._deviation(setting.rollout, prepared)
     assert halved["old_deviation_sample/video"] == pytest.approx(sum(per_clip) / 8, rel=1e-4)
     assert halved["old_deviation_sample/audio"] == pytest.approx(audio / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("video_loss_only", [False, True])
+def test_probes_are_under_the_surgery_of_the_update(video_loss_only: bool) -> None:
+    update = Setting().update
+    update.surgery, update.video_loss_only = nullcontext(), video_loss_only
+    assert update._surgery_on("video") is update.surgery
+    assert (update._surgery_on("audio") is update.surgery) == (not video_loss_only)

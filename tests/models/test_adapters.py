@@ -126,3 +126,26 @@ def test_adapters_are_float32_on_a_bfloat16_base() -> None:
     made = velocity(policy, "current")
     assert made.video.dtype == torch.float32
     assert torch.isfinite(made.video).all()
+
+
+def test_the_folded_old_is_forgotten_when_old_moves(moved_policy: LTX2Policy) -> None:
+    adapters = moved_policy.adapters
+    layer = adapters.layers[0]
+    x = torch.randn(1, 2 * layer.in_features, layer.in_features)  # tokens enough for folding
+    made = {}
+    for name in ("old", "current"):
+        with adapters.using(name):  # type: ignore[arg-type]
+            made[name] = layer(x).detach()
+    assert not torch.allclose(made["old"], made["current"])
+    adapters.mix(0.0)
+    with adapters.using("old"):
+        torch.testing.assert_close(layer(x).detach(), made["current"])
+
+
+def test_the_adapter_before_is_back_afterwards(moved_policy: LTX2Policy) -> None:
+    adapters = moved_policy.adapters
+    with adapters.using("current"):
+        with adapters.using("old"):
+            assert {f.active for f in adapters._forwards} == {"old"}
+        assert {f.active for f in adapters._forwards} == {"current"}
+    assert {f.active for f in adapters._forwards} == {"reference"}

@@ -503,6 +503,10 @@ class TestRuns:
         assert "sampling.audio_guidance.modality is 2, expected 1" in str(caught.value)
         assert "video_guidance" not in str(caught.value)
 
+    def test_rollouts_are_made_as_the_objective_needs(self, model: Path, tmp_path: Path) -> None:
+        parts = build(flow_config(model, tmp_path), Processes())
+        assert parts.rollouts.needs == Needs(solver="sde", noise_level=0.7, trajectory=True)
+
     def test_the_recipe_is_unguided_and_follows_at_once(self) -> None:
         config = load_config("flow_grpo")
         assert isinstance(config.objective, FlowGRPOOptions)

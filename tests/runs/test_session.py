@@ -229,9 +229,10 @@ def test_every_part_is_built_from_its_own_settings(model: Path, tmp_path: Path) 
     assert parts.groups.seed == 9
     assert parts.credit.context.seed == 9  # type: ignore[attr-defined]
     assert parts.objective.seed == 9  # type: ignore[attr-defined]
-    drawn = LTX2Policy.load(parts.config.model, 9).adapters.state("current")
+    drawn, others = (LTX2Policy.load(parts.config.model, seed).adapters.state("current") for seed in (9, 8))
     for key, tensor in parts.policy.trainables.state("current").items():
         assert torch.equal(tensor, drawn[key])
+        assert torch.equal(tensor, others[key]) == key.endswith("lora_B")
     assert parts.update.video_loss_only
     assert parts.update.surgery is parts.surgery
     assert parts.surgery is not None
