@@ -251,6 +251,157 @@ class TestRewardsThatFail:
             train(config)
 
 
+FAILING: dict[str, Any] = {"scored": 0, "error": None}
+
+
+def fails_in_the_second_iteration(clips: list[Clip]) -> list[float]:
+    """As `brightness` on the first 8 clips, then raises."""
+    FAILING["scored"] += len(clips)
+    if FAILING["scored"] > 8:
+        raise FAILING["error"]
+    return brightness(clips)
+
+
+class TestErrorsBetweenUpdates:
+    @pytest.mark.parametrize("error", [RuntimeError("broken"), SystemExit(3), KeyboardInterrupt()])
+    def test_finished_iterations_are_kept(self, model: Path, tmp_path: Path, error: BaseException) -> None:
+        FAILING.update(scored=0, error=error)
+        rewards = [{"name": "tests.test_train:fails_in_the_second_iteration", "route": "joint"}]
+        config = small_config(model, tmp_path, rewards=rewards, run__checkpoint_every=100)
+        with pytest.raises(OmniNFTError if isinstance(error, Exception) else type(error)):
+            train(config)
+        assert [p.name for p in (tmp_path / "small" / "checkpoints").iterdir()] == ["step-000001"]
+        messages = [r["message"] for r in read_metrics(tmp_path / "small") if r["kind"] == "event"]
+        assert any("the state after iteration 1 is saved" in m for m in messages)
+        FAILING["scored"] = -100
+        again = train(config, resume=tmp_path / "small")
+        assert again.finished
+        whole = train(small_config(model, tmp_path / "whole", rewards=rewards))
+        assert same(adapters(again.folder, 2), adapters(whole.folder, 2))
+
+    def test_the_credit_that_is_saved_is_that_of_the_boundary(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from omninft.credit.marble import MarbleCredit
+
+        real = MarbleCredit.combine
+
+        def combine(self: MarbleCredit, advantages: Any, gradients: Any, iteration: int) -> Any:
+            made = real(self, advantages, gradients, iteration)
+            if iteration == 1:
+                self.shares = torch.full((2,), 0.5, dtype=torch.float64)
+                raise RuntimeError("after the shares moved")
+            return made
+
+        changes: dict[str, Any] = {"credit": {"kind": "marble"}}
+        whole = train(small_config(model, tmp_path / "whole", **changes))
+        monkeypatch.setattr(MarbleCredit, "combine", combine)
+        with pytest.raises(RuntimeError, match="moved"):
+            train(small_config(model, tmp_path, run__checkpoint_every=100, **changes))
+        kept = [
+            load_file(run / "checkpoints" / "step-000001" / "credit.safetensors")
+            for run in (whole.folder, tmp_path / "small")
+        ]
+        assert same(*kept)
+
+    def test_an_update_that_fails_is_not_saved(
+        self, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from omninft.learning.update import PolicyUpdate
+
+        real = PolicyUpdate.run
+
+        def run(self: PolicyUpdate, batch: Any, iteration: int) -> dict[str, float]:
+            metrics = real(self, batch, iteration)
+            if iteration == 1:
+                raise RuntimeError("after the steps")
+            return metrics
+
+        monkeypatch.setattr(PolicyUpdate, "run", run)
+        with pytest.raises(RuntimeError, match="after the steps"):
+            train(small_config(model, tmp_path, run__checkpoint_every=100))
+        assert not list((tmp_path / "small").glob("checkpoints/step-*"))
+        assert (
+            "inside the update of iteration 1, which is not saved; there is no checkpoint yet"
+            in (tmp_path / "small" / "metrics.jsonl").read_text()
+        )
+
+
+PLAIN = {"text": 1.0, "stg": 0.0, "modality": 1.0, "rescale": 0.0}
+TWO_BATCHES: dict[str, Any] = {
+    "every": 1,
+    "dev_clips": 8,
+    "test_clips": 8,
+    "shown_clips": 0,
+    "sampling": {"num_steps": 2, "stg_blocks": [], "video_guidance": PLAIN, "audio_guidance": PLAIN},
+}
+
+
+class TestSignalsInEvaluations:
+    @pytest.fixture
+    def kill_at(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """Sends `signal` to this process in batch number `batch` of all evaluations."""
+        from omninft.rollout.sampler import RolloutSampler
+
+        plan: dict[str, Any] = {"batch": None, "signal": signal.SIGTERM, "seen": 0}
+        real = RolloutSampler.sample
+
+        def sample(self: RolloutSampler, groups: Any, seed: int, iteration: Any, adapter: Any) -> Any:
+            if iteration < 0:
+                plan["seen"] += 1
+                if plan["seen"] == plan["batch"]:
+                    os.kill(os.getpid(), plan["signal"])
+            return real(self, groups, seed, iteration, adapter)
+
+        monkeypatch.setattr(RolloutSampler, "sample", sample)
+        return plan
+
+    def test_a_cut_evaluation_is_not_logged_and_repeated(
+        self, model: Path, tmp_path: Path, kill_at: dict[str, Any]
+    ) -> None:
+        kill_at["batch"] = 3  # the first of two after iteration 1
+        config = small_config(model, tmp_path, evaluation=TWO_BATCHES, run__checkpoint_every=100)
+        stopped = train(config)
+        assert (stopped.finished, stopped.iterations, stopped.stopped_by) == (False, 1, signal.SIGTERM)
+        assert kill_at["seen"] == 3
+        assert evaluated(stopped.folder) == [0]
+        done = train(config, resume=stopped.folder)
+        assert evaluated(done.folder) == [0, 1, 2]
+        assert done.table is not None
+
+    def test_the_last_comparison_is_cut_too(self, model: Path, tmp_path: Path, kill_at: dict[str, Any]) -> None:
+        kill_at["batch"] = 1
+        evaluation = TWO_BATCHES | {"every": 0}
+        config = small_config(model, tmp_path, evaluation=evaluation, run__iterations=1)
+        stopped = train(config)
+        assert (stopped.finished, stopped.iterations, stopped.table) == (False, 1, None)
+        done = train(config, resume=stopped.folder)
+        assert done.finished
+        assert done.stopped_by is None
+        assert done.table is not None
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_the_command_line_says_how_to_go_on_and_exits_with_the_signal(
+        self, model: Path, tmp_path: Path, kill_at: dict[str, Any], number: int, code: int
+    ) -> None:
+        from typer.testing import CliRunner
+
+        from omninft.cli import app
+
+        kill_at.update(batch=1, signal=number)
+        config = small_config(model, tmp_path / "runs", evaluation=TWO_BATCHES)
+        recipe = tmp_path / "mine.yaml"
+        recipe.write_text(json.dumps(json.loads(config.model_dump_json())))
+        result = CliRunner().invoke(app, ["train", str(recipe)])
+        assert result.exit_code == code
+        assert "omninft train --resume" in result.output
+        assert (tmp_path / "runs" / "small" / "checkpoints" / "step-000000").is_dir()
+
+
+def evaluated(run: Path) -> list[int]:
+    return [r["iteration"] for r in read_metrics(run) if r["kind"] == "evaluation"]
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from omninft.types import OmniNFTError
+
+# What `_beside` makes, and the probe of `checkpoint.store.ensure_writable`.
+_TEMPORARY = re.compile(r"\.\d+-[0-9a-f]{8}\.part|\.tmp-probe-[0-9a-f]{8}")
 
 
 @contextmanager
@@ -72,6 +76,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def _beside(path: Path) -> Path:
     # The target's own name may leave no room for an ending.
     return path.parent / f".{os.getpid()}-{secrets.token_hex(4)}.part"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left anywhere in `folder` under the temporary names of this module.
+
+    No process may be writing there. What cannot be deleted stays: it is in nobody's way.
+    """
+    for path in [p for p in folder.rglob(".*") if _TEMPORARY.fullmatch(p.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _flush(file: Path) -> None:

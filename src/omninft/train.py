@@ -22,6 +22,7 @@ class TrainResult:
     folder: Path
     iterations: int
     finished: bool  # False when a signal stopped it
+    stopped_by: int | None  # the signal's number
     table: PairedTable | None  # base against trained on the test prompts
 
 
@@ -34,12 +35,13 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
         display: shows progress; None shows nothing.
 
     Raises:
-        OmniNFTError: a config, prompt, reward, checkpoint or disk problem, or a loss that is no longer finite.
+        OmniNFTError: a config, prompt, reward, checkpoint or disk problem, a run that another process works on, or a
+            loss that is no longer finite.
     """
     with Session(config, resume, display) as run:
         parts = run.parts
-        if run.iteration == 0:
-            run.evaluate_dev("reference")
+        if run.evaluation_owed:
+            run.evaluate_dev()
         for iteration in run.iterations():
             groups = parts.groups.groups(iteration)
             rollouts, pending = [], []
@@ -60,4 +62,5 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
         run.save()
         run.export()
         run.report()
-    return TrainResult(run.folder, run.iteration, run.finished, comparison)
+        stopped_by = run.stopped_by()
+    return TrainResult(run.folder, run.iteration, stopped_by is None, stopped_by, comparison)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,8 @@ import torch
 
 from omninft.distributed import Processes
 from omninft.runs.build import Parts, build
-from omninft.runs.folder import Progress, RunFolder, stateful_parts
-from omninft.runs.metrics import read_metrics
+from omninft.runs.folder import Progress, RunFolder, read_run_config, stateful_parts
+from omninft.runs.metrics import MetricsLog, read_metrics
 from omninft.types import OmniNFTError
 from tests.test_train import model, small_config  # noqa: F401
 
@@ -66,6 +71,7 @@ def test_a_fresh_run_restores_it_to_the_bit(parts: Parts, model: Path, tmp_path:
     disturb(parts, 1)
     saved = snapshot(parts)
     folder.save(Progress(6, 12.5))
+    folder.close()
     fresh = build(small_config(model, tmp_path / "runs"), Processes())
     assert not same(snapshot(fresh), saved)
     assert RunFolder(fresh, folder.path).open(resume=True) == Progress(6, 12.5)
@@ -108,6 +114,7 @@ def test_another_method_is_another_run(parts: Parts, model: Path, tmp_path: Path
     folder = RunFolder(parts, None)
     folder.open(resume=False)
     folder.save(Progress(1, 1.0))
+    folder.close()
     other = build(small_config(model, tmp_path / "runs", credit__kind="gdpo"), Processes())
     with pytest.raises(OmniNFTError, match=r"credit\.kind \(checkpoint: omninft, now: gdpo\)"):
         RunFolder(other, folder.path).open(resume=True)
@@ -120,9 +127,11 @@ def test_a_damaged_checkpoint_is_written_again(parts: Parts) -> None:
         folder.save(Progress(iteration, float(iteration)))
     newest = folder.store.list_checkpoints()[-1] / "current.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
+    folder.close()
     again = RunFolder(parts, folder.path)
     assert again.open(resume=True) == Progress(1, 1.0)
     again.save(Progress(2, 3.0))
+    again.close()
     assert RunFolder(parts, folder.path).open(resume=True) == Progress(2, 3.0)
 
 
@@ -133,9 +142,162 @@ def test_what_was_logged_after_the_checkpoint_is_taken_back(parts: Parts) -> Non
     for iteration in range(3):
         folder.log.iteration(iteration, {"loss": 0.5})
     folder.save(Progress(2, 1.0))
-    folder.log.close()
+    folder.close()
     again = RunFolder(parts, folder.path)
     again.open(resume=True)
-    assert again.log is not None
-    again.log.close()
+    again.close()
     assert [row["iteration"] for row in read_metrics(folder.path)] == [0, 1]
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_one_process_at_a_time_works_on_a_run(parts: Parts) -> None:
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    folder.save(Progress(1, 1.0))
+    before = written(folder.path)
+    with pytest.raises(OmniNFTError, match=rf"in use by another process \(pid {os.getpid()} on "):
+        RunFolder(parts, folder.path).open(resume=True)
+    with pytest.raises(OmniNFTError, match="in use"):
+        RunFolder(parts, folder.path).open(resume=False)
+    assert written(folder.path) == before
+    folder.close()
+    again = RunFolder(parts, folder.path)
+    assert again.open(resume=True).iteration == 1
+    again.close()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from omninft.runs.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_process_is_free(parts: Parts, tmp_path: Path) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, env=env)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    folder = RunFolder(parts, tmp_path / "run")
+    with pytest.raises(OmniNFTError, match=f"pid {holder.pid} on "):
+        folder.open(resume=False)
+    assert [p.name for p in folder.path.iterdir()] == [".lock"]
+    holder.kill()
+    holder.wait(10)
+    holder.stdout.close()
+    folder.open(resume=False)
+    folder.close()
+
+
+def test_a_file_system_without_locks_is_said(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    ((level, message),) = folder.notes
+    assert level == "warning"
+    assert "cannot be locked here (No locks available)" in message
+    folder.close()
+
+
+def stopped_run(parts: Parts, *iterations: int) -> Path:
+    folder = RunFolder(parts, None)
+    folder.open(resume=False)
+    assert folder.log is not None
+    for iteration in range(max(iterations, default=1)):
+        folder.log.iteration(iteration, {"a": iteration})
+    for iteration in iterations:
+        folder.save(Progress(iteration, 1.0))
+    folder.close()
+    return folder.path
+
+
+def damage(run: Path, iteration: int) -> None:
+    (run / "checkpoints" / f"step-{iteration:06d}" / "old.safetensors").write_bytes(b"x")
+
+
+def test_a_damaged_checkpoint_is_said_and_replaced(parts: Parts) -> None:
+    run = stopped_run(parts, 1, 2)
+    damage(run, 2)
+    folder = RunFolder(parts, run)
+    assert folder.open(resume=True).iteration == 1
+    ((level, message),) = folder.notes
+    assert level == "warning"
+    assert "step-000002/old.safetensors: truncated" in message
+    folder.save(Progress(2, 2.0))
+    assert folder.store.latest() == run / "checkpoints" / "step-000002"
+    folder.close()
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_untouched(parts: Parts) -> None:
+    run = stopped_run(parts, 1, 2)
+    damage(run, 1)
+    damage(run, 2)
+    before = written(run)
+    with pytest.raises(OmniNFTError, match=r"found no whole checkpoint.*step-000002/old.*step-000001/old"):
+        RunFolder(parts, run).open(resume=True)
+    assert written(run) == before
+    assert len(read_metrics(run)) == 2
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(parts: Parts) -> None:
+    folder = RunFolder(parts, stopped_run(parts))
+    assert folder.open(resume=True) == Progress()
+    ((level, message),) = folder.notes
+    assert level == "info"
+    assert "starts anew" in message
+    folder.close()
+
+
+def test_a_damaged_row_is_kept_aside_and_said(parts: Parts) -> None:
+    run = stopped_run(parts, 2)
+    first, second = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(first + b'{"kind": \x00\n' + second)
+    folder = RunFolder(parts, run)
+    folder.open(resume=True)
+    assert ["line 2: expected a JSON object" in message for _, message in folder.notes] == [True]
+    assert [row["iteration"] for row in read_metrics(run)] == [0, 1]
+    assert (run / "metrics.damaged").read_bytes() == b'{"kind": \x00\n'
+    folder.close()
+
+
+def test_leftovers_of_killed_processes_go(parts: Parts) -> None:
+    run = stopped_run(parts, 1)
+    before = sorted(written(run))
+    (run / "samples" / ".12-0123abcd.part").mkdir(parents=True)
+    (run / "samples" / ".12-0123abcd.part" / "a.mp4").write_bytes(b"x")
+    (run / ".13-0123abcd.part").write_bytes(b"x")
+    (run / ".tmp-probe-0123abcd").write_bytes(b"x")
+    (run / "checkpoints" / ".tmp-step-000002-0123abcd").mkdir()
+    (run / "checkpoints" / ".tmp-step-000002-0123abcd" / "state.json").write_bytes(b"x")
+    folder = RunFolder(parts, run)
+    folder.open(resume=True)
+    folder.close()
+    assert sorted(written(run)) == before
+    assert not (run / "samples" / ".12-0123abcd.part").exists()
+
+
+def test_an_empty_config_is_no_recipe(parts: Parts) -> None:
+    run = stopped_run(parts, 1)
+    (run / "config.yaml").write_text("\n")
+    with pytest.raises(OmniNFTError, match=r"config\.yaml is empty: expected the recipe"):
+        read_run_config(run)
+
+
+def test_a_row_of_an_iteration_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with MetricsLog(tmp_path) as log:
+        log.iteration(0, {"a": 1})
+        assert len(synced) == 1
+        log.evaluation("dev", 1, {})
+        assert len(synced) == 2

@@ -88,7 +88,7 @@ class CheckpointStore:
         state_text = _exact_json(dict(state))
         needed = _MARGIN_BYTES + len(state_text) + sum(t.nbytes for group in tensors.values() for t in group.values())
         final = self.folder / f"step-{step:06d}"
-        self._clean()
+        self.clean()
         ensure_writable(self.folder, needed)
         temporary = self.folder / f"{_TEMPORARY}{final.name}-{secrets.token_hex(4)}"
         try:
@@ -157,8 +157,8 @@ class CheckpointStore:
             raise OmniNFTError(f"{path}: cannot be read ({error})") from error
         return Checkpoint(tensors, state, manifest["step"])
 
-    def _clean(self) -> None:
-        """Remove what killed processes left under temporary names."""
+    def clean(self) -> None:
+        """Remove what killed processes left under temporary names; no other process may be writing."""
         self._put_back_replaced()
         if self.folder.is_dir():
             for path in self.folder.iterdir():

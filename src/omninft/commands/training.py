@@ -44,7 +44,8 @@ def train(
             f"stopped after iteration {result.iterations}; go on with\n  omninft train --resume {result.folder}",
             highlight=False,
         )
-        return
+        # What shells report of a process that the signal ended.
+        raise typer.Exit(128 + (result.stopped_by or 0))
     for label, place in (
         ("report", result.folder / "report.html"),
         ("clips", result.folder / "samples"),

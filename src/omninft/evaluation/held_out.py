@@ -33,6 +33,10 @@ class EvaluationScores:
     shown: tuple[tuple[Path, Clip], ...] = ()  # clips this process wrote
 
 
+class EvaluationCut(Exception):
+    """An evaluation stopped between batches because it was asked to; raised in every process."""
+
+
 def save_scores(path: Path, scores: EvaluationScores) -> None:
     """Every value of an evaluation, so that other runs can be paired with it later."""
     rows = [[float(v) if np.isfinite(v) else None for v in row] for row in scores.values]
@@ -71,17 +75,28 @@ class Evaluator:
         self.seed, self.occasion, self.shown = seed, occasion, shown
 
     def run(
-        self, adapter: AdapterName, folder: Path | None, progress: Callable[[int, int], None] | None = None
+        self,
+        adapter: AdapterName,
+        folder: Path | None,
+        progress: Callable[[int, int], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> EvaluationScores:
-        """Sample, decode, score; the clips to show go to `folder` with a scores.json."""
+        """Sample, decode, score; the clips to show go to `folder` with a scores.json.
+
+        Raises:
+            EvaluationCut: `stop`, asked before each batch, said so in some process. Each process asks for itself and
+                they agree after their last batches, for they may have different numbers of batches.
+        """
         total = sum(len(g.samples) for g in self.groups)
         shown = set(spread(self.shown, total)) if folder is not None else set()
         tables = [self.score([])]  # columns, for a process that has no clips
         entries: list[ListedClip] = []
         written: list[tuple[Path, Clip]] = []
         rank, world = self.processes.rank, self.processes.world
-        done = share_of(total, rank, world).start
-        for _, clips in roll_out(self.sampler, self.groups, self.seed, self.occasion, adapter, rank=rank, world=world):
+        done, end = share_of(total, rank, world).start, share_of(total, rank, world).stop
+        made = roll_out(self.sampler, self.groups, self.seed, self.occasion, adapter, rank=rank, world=world)
+        while done < end and not stop():
+            _, clips = next(made)
             table = self.score(clips)
             tables.append(table)
             for i, clip in enumerate(clips):
@@ -91,6 +106,8 @@ class Evaluator:
             done += len(clips)
             if progress is not None:
                 progress(done, total)
+        if self.processes.any(done < end):
+            raise EvaluationCut
         table = ScoreTable.cat(self.processes.gather(ScoreTable.cat(tables)))
         entries = [entry for part in self.processes.gather(entries) for entry in part]
         if folder is not None and self.processes.is_main:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from omninft.checkpoint.store import CheckpointStore, ensure_writable, flatten_optimizer, restore_optimizer
 from omninft.config import Config, load_config
-from omninft.files import write_text
+from omninft.files import remove_leftovers, write_text
 from omninft.learning.update import PolicyUpdate
 from omninft.models.protocol import Trainables, TrainedName
 from omninft.runs.build import Parts, new_run_folder
-from omninft.runs.metrics import MetricsLog
+from omninft.runs.lock import RunLock
+from omninft.runs.metrics import Level, MetricsLog, read_metrics
 from omninft.types import OmniNFTError
 
 RUN_BYTES = 50_000_000  # what a run needs at least to start writing
@@ -85,7 +87,10 @@ class Progress:
 
 
 class RunFolder:
-    """Where a run keeps what it needs to go on and to be explained. Rank 0 alone writes."""
+    """Where a run keeps what it needs to go on and to be explained. Rank 0 alone writes, and locks it until `close`.
+
+    `notes` is what a person should know of the last `open` or `write`, on rank 0.
+    """
 
     def __init__(self, parts: Parts, path: Path | None) -> None:
         self.processes = parts.processes
@@ -94,57 +99,128 @@ class RunFolder:
         self.store = CheckpointStore(self.path, parts.config.run.keep_last)
         self.config, self.parts = parts.config, stateful_parts(parts)
         self.log: MetricsLog | None = None  # rank 0 only
-        self._whole: int | None = None  # iteration of the checkpoint that this session restored or wrote last
+        self.lock = RunLock(self.path)
+        self.notes: list[tuple[Level, str]] = []
+        self._whole_at: int | None = None  # the iteration whose checkpoint this process read or wrote
 
     def open(self, resume: bool) -> Progress:
-        """Create the folder, or restore the last whole checkpoint in it and take back what was logged after it."""
-        tree = json.loads(self.config.model_dump_json())
-        if self.processes.is_main:
-            ensure_writable(self.path, RUN_BYTES)
-            if not resume:
-                write_text(self.path / CONFIG_FILE, yaml.safe_dump(tree, sort_keys=False))
-            self.log = MetricsLog(self.path, self.config.run.loggers, tree)
-        self.processes.wait()
-        if not resume:
-            return Progress()
-        progress = self._restore()
-        if self.log is not None:
-            self.log.rewind(progress.iteration)
+        """Create the folder, or restore the last whole checkpoint in it and take back what was logged after it.
+
+        Raises:
+            OmniNFTError: on every process: another process works on the run, no checkpoint is whole, or one is of
+                another config. What the run wrote is then as it was.
+        """
+        self.notes = []
+        try:
+            path = self._claim(resume)
+            progress = Progress() if path is None else self._restore(path)
+            self._together(partial(self._begin, resume, progress))
+        except BaseException:
+            self.close()
+            raise
         return progress
 
-    def _restore(self) -> Progress:
-        path = self.store.latest()
+    def close(self) -> None:
+        """End the log, and let other processes have the folder."""
+        if self.log is not None:
+            self.log.close()
+            self.log = None
+        self.lock.release()
+
+    def _together(self, act: Callable[[], Path | None]) -> Path | None:
+        """What `act` returns on rank 0, which alone does it; its OmniNFTError is every process's.
+
+        The others would wait for good for a process that raised alone.
+        """
+        found: tuple[Path | None, str | None] = None, None
+        if self.processes.is_main:
+            try:
+                found = act(), None
+            except OmniNFTError as error:
+                found = None, str(error)
+        path, problem = self.processes.gather(found)[0]
+        if problem is not None:
+            raise OmniNFTError(problem)
+        return path
+
+    def _claim(self, resume: bool) -> Path | None:
+        """Lock the folder; the checkpoint to go on from, None where the run starts from nothing."""
+
+        def claim() -> Path | None:
+            self.lock.acquire()
+            if self.lock.warning is not None:
+                self.notes.append(("warning", self.lock.warning))
+            return self._newest() if resume else None
+
+        return self._together(claim)
+
+    def _newest(self) -> Path | None:
+        path, damaged = self.store.latest(), list(self.store.warnings)
+        if path is None and self.store.list_checkpoints():
+            raise OmniNFTError(
+                f"{self.store.folder}: found no whole checkpoint, expected one to go on from; nothing was changed. "
+                + "; ".join(damaged)
+            )
+        self.notes += [("warning", message) for message in damaged]
         if path is None:
-            return Progress()
+            self.notes.append(("info", f"{self.path} stopped before its first checkpoint: the run starts anew"))
+        return path
+
+    def _restore(self, path: Path) -> Progress:
         saved = self.store.load(path, self.config.fingerprint())
         for name, part in self.parts.items():
             part.load_state(saved.tensors.get(name, {}), saved.state["parts"][name])
-        progress = Progress(saved.state["iteration"], saved.state["elapsed"])
-        self._whole = progress.iteration
-        return progress
+        self._whole_at = saved.state["iteration"]
+        return Progress(saved.state["iteration"], saved.state["elapsed"])
+
+    def _begin(self, resume: bool, progress: Progress) -> None:
+        """The first writes, once nothing can refuse the run any more."""
+        tree = json.loads(self.config.model_dump_json())
+        ensure_writable(self.path, RUN_BYTES)
+        if not resume:
+            write_text(self.path / CONFIG_FILE, yaml.safe_dump(tree, sort_keys=False))
+        elif self.lock.held:  # without the lock they may be those of a process at work
+            remove_leftovers(self.path)
+            self.store.clean()
+        self.log = MetricsLog(self.path, self.config.run.loggers, tree)
+        self.notes += [("warning", message) for message in self.log.warnings]
+        if resume:
+            self.log.rewind(progress.iteration)
+
+    def is_evaluated(self, split: str, iteration: int) -> bool:
+        """Whether the log holds this evaluation, on every process."""
+        rows = read_metrics(self.path) if self.processes.is_main else []
+        wanted = {"kind": "evaluation", "split": split, "iteration": iteration}
+        return self.processes.gather(any(wanted.items() <= row.items() for row in rows))[0]
 
     def save(self, progress: Progress) -> None:
-        """An exact checkpoint of the state after `progress.iteration` iterations, unless there is one.
+        """An exact checkpoint of the state after `progress.iteration` iterations, unless there is one."""
+        self.write(progress)
+        self.processes.wait()
 
-        A damaged one, which `open` passed over, is replaced.
-        """
-        if self.processes.is_main and self._whole != progress.iteration:
+    def write(self, progress: Progress) -> None:
+        """As `save`, without waiting for the other processes."""
+        self.notes = []
+        # A folder of that name may be a damaged one, which is then replaced.
+        if self.processes.is_main and self._whole_at != progress.iteration:
             made = {name: part.state() for name, part in self.parts.items()}
             tensors = {name: found for name, (found, _) in made.items() if found}
             values = {name: found for name, (_, found) in made.items()}
             state = {"iteration": progress.iteration, "elapsed": progress.elapsed, "parts": values}
             self.store.save(progress.iteration, tensors, state, self.config.fingerprint())
-            self._whole = progress.iteration
-        self.processes.wait()
+            self._whole_at = progress.iteration
+            self.notes = [("warning", message) for message in self.store.warnings]
 
 
 def read_run_config(folder: Path, overrides: list[str] | None = None) -> Config:
     """The resolved config of a run folder, with overrides (a longer run, other logging) on top.
 
     Raises:
-        OmniNFTError: no run there.
+        OmniNFTError: no run there, or its config is empty.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise OmniNFTError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
+    if not path.read_bytes().strip():
+        raise OmniNFTError(f"{path} is empty: expected the recipe of the run; the disk may have lost it")
     return load_config(str(path), overrides)

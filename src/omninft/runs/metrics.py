@@ -23,12 +23,13 @@ from typing import Any, Literal, Protocol, Self, TextIO
 import numpy as np
 import yaml
 
-from omninft.files import json_object, read_json_lines, write_text
+from omninft.files import json_object, read_json_lines, write_atomically, write_text
 from omninft.types import Clip, OmniNFTError
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
 Level = Literal["info", "warning", "error"]
 FILE_NAME = "metrics.jsonl"
+DAMAGED_NAME = "metrics.damaged"  # lines that were no rows
 STRIP_FRAMES = 8  # of a clip, side by side in TensorBoard
 
 
@@ -51,7 +52,9 @@ class MetricsLog:
     """The metrics of one run, written by one process (rank 0); use it as a context manager.
 
     Every row is one flushed write, so a killed run loses the row it was writing and no other. Opening a log whose
-    last line was cut mends it. Values may be Python, numpy or torch scalars; those that are not finite become null.
+    last line was cut mends it; a damaged line is moved to `metrics.damaged` and told in `warnings`. Rows of
+    iterations and evaluations are on the disk when their call returns. Values may be Python, numpy or torch scalars;
+    those that are not finite become null.
     """
 
     def __init__(
@@ -65,18 +68,19 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._sinks = [_open_sink(name, self.path.parent, config or {}) for name in loggers]
         _mend_last_line(self.path)
+        self.warnings = _set_aside_damaged(self.path)
         self._file = self._open()
 
     def iteration(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Record the numbers of one finished iteration."""
         plain = {name: _plain(value) for name, value in values.items()}
-        self._append({"kind": "iteration", "iteration": iteration, **plain})
+        self._append({"kind": "iteration", "iteration": iteration, **plain}, sync=True)
         self._scalars(iteration, plain)
 
     def evaluation(self, split: str, iteration: int, measures: Mapping[str, Mapping[str, Any]]) -> None:
         """Record the measures ({mean, low, high, n} each) of the policy that `iteration` iterations made."""
         plain = {name: {key: _plain(v) for key, v in numbers.items()} for name, numbers in measures.items()}
-        self._append({"kind": "evaluation", "split": split, "iteration": iteration, "measures": plain})
+        self._append({"kind": "evaluation", "split": split, "iteration": iteration, "measures": plain}, sync=True)
         self._scalars(iteration, _flat(split, plain))
 
     def event(self, iteration: int, level: Level, message: str) -> None:
@@ -129,10 +133,12 @@ class MetricsLog:
     def _open(self) -> TextIO:
         return self.path.open("a", encoding="utf-8")
 
-    def _append(self, row: Mapping[str, Any]) -> None:
+    def _append(self, row: Mapping[str, Any], sync: bool = False) -> None:
         try:
             self._file.write(_line(row))
             self._file.flush()
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise OmniNFTError(f"{self.path}: cannot be written ({error})") from error
 
@@ -164,6 +170,27 @@ def _mend_last_line(path: Path) -> None:
         else:
             file.seek(0, os.SEEK_END)
             file.write(b"\n")
+
+
+def _set_aside_damaged(path: Path) -> list[str]:
+    """Move lines that are no JSON objects to a file beside `path`, which is replaced in one step; says which."""
+    if not path.is_file():
+        return []
+    kept: list[bytes] = []
+    warnings: list[str] = []
+    damaged = path.with_name(DAMAGED_NAME)
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.strip() or json_object(line) is not None:
+            kept.append(line)
+            continue
+        warnings.append(
+            f"{path}, line {number}: expected a JSON object, found {line[:60]!r}; it is kept in {damaged.name}"
+        )
+        with damaged.open("ab") as file:
+            file.write(line)
+    if warnings:
+        write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+    return warnings
 
 
 def _is_done_again(row: Mapping[str, Any], iteration: int) -> bool:

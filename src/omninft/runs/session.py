@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from omninft.config import Config
 from omninft.distributed import Processes
-from omninft.evaluation.held_out import EvaluationScores, save_scores
+from omninft.evaluation.held_out import EvaluationCut, EvaluationScores, save_scores
 from omninft.evaluation.paired import PairedTable, compare_paired
 from omninft.files import write_text
 from omninft.gallery.report import write_report
@@ -29,7 +32,7 @@ from omninft.runs.display import Display
 from omninft.runs.folder import Progress, RunFolder
 from omninft.runs.health import HealthCheck
 from omninft.runs.metrics import Level
-from omninft.types import Clip, PromptGroup, RewardAdvantages, Rollout, ScoreTable
+from omninft.types import Clip, OmniNFTError, PromptGroup, RewardAdvantages, Rollout, ScoreTable
 
 
 class Session(AbstractContextManager["Session"]):
@@ -52,7 +55,12 @@ class Session(AbstractContextManager["Session"]):
         self.parts = build(config, self.processes)
         self.health = HealthCheck(self.parts.policy, self.parts.surgery)
         self.run_folder = RunFolder(self.parts, resume)
-        self.stop_requested = False
+        self.signal: int | None = None  # the one that asked this process to stop
+        self.cut = False  # an evaluation was stopped, in all processes
+        # Whether the state is that after `iteration` iterations. Only an update takes it from there, and only moving
+        # the old policy brings it to the next. Credit alone moves earlier; `_credit_before` is what it was.
+        self.at_boundary = True
+        self._credit_before: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._times: dict[str, float] = {}
         self._iteration_begun = time.monotonic()
         progress = self.run_folder.open(resume is not None)
@@ -65,6 +73,11 @@ class Session(AbstractContextManager["Session"]):
     @property
     def finished(self) -> bool:
         return self.iteration >= self.config.run.iterations
+
+    @property
+    def stop_requested(self) -> bool:
+        """By a signal to this process."""
+        return self.signal is not None
 
     @property
     def progress(self) -> Progress:
@@ -80,6 +93,7 @@ class Session(AbstractContextManager["Session"]):
             if self.processes.any(self.stop_requested):
                 return
             self._times, self._iteration_begun = {}, time.monotonic()
+            self._remember_credit()
             yield self.iteration
 
     def roll_out(self, groups: Sequence[PromptGroup]) -> Iterator[tuple[Rollout, list[Clip]]]:
@@ -121,8 +135,13 @@ class Session(AbstractContextManager["Session"]):
         num_valid = int(branches.video_valid.sum()), int(branches.audio_valid.sum())
         return TrainingBatch(rollout, branches[mine].to(device), tokens, num_valid)
 
+    def _remember_credit(self) -> None:
+        tensors, values = self.parts.credit.state()
+        self._credit_before = {name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(values)
+
     def learn(self, lessons: TrainingBatch) -> dict[str, float]:
         """The optimiser steps of the iteration."""
+        self.at_boundary = False
         with self.stage("update"):
             return self.parts.update.run(lessons, self.iteration)
 
@@ -150,6 +169,8 @@ class Session(AbstractContextManager["Session"]):
         """old <- d old + (1 - d) current, which ends the iteration."""
         self.parts.policy.trainables.mix(old_decay(self.config.run.old_schedule, self.iteration))
         self.iteration += 1
+        self._credit_before = None
+        self.at_boundary = True
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -178,11 +199,22 @@ class Session(AbstractContextManager["Session"]):
     def save_due(self) -> bool:
         return self.iteration % self.config.run.checkpoint_every == 0
 
-    def evaluate_dev(self, adapter: AdapterName = "current") -> EvaluationScores | None:
-        """The small paired evaluation on dev prompts, with clips; None where there is none."""
+    @property
+    def evaluation_owed(self) -> bool:
+        """Whether the dev evaluation of now is not in the log: of the base, or one that was cut before a resume."""
+        return self.evaluation_due and not self.run_folder.is_evaluated("dev", self.iteration)
+
+    def evaluate_dev(self) -> EvaluationScores | None:
+        """The small paired evaluation on dev prompts, with clips; None where there is none, or a signal cut it.
+
+        Before the first iteration it is that of the base.
+        """
         if "dev" not in self.parts.evaluators:
             return None
-        scores = self._evaluate("dev", adapter, f"dev-{self.iteration:06d}")
+        try:
+            scores = self._evaluate("dev", "current" if self.iteration else "reference", f"dev-{self.iteration:06d}")
+        except EvaluationCut:
+            return None
         log = self.run_folder.log
         if log is not None:
             log.evaluation("dev", self.iteration, summarise(scores))
@@ -191,11 +223,17 @@ class Session(AbstractContextManager["Session"]):
         return scores
 
     def compare_on_test(self) -> PairedTable | None:
-        """Base against trained on the test prompts, the same noise for both; writes evaluation.json."""
+        """Base against trained on the test prompts, the same noise for both; writes evaluation.json.
+
+        None where there are none, or a signal cut it.
+        """
         if "test" not in self.parts.evaluators:
             return None
-        base = self._evaluate("test", "reference", "test-base")
-        trained = self._evaluate("test", "current", "test-trained")
+        try:
+            base = self._evaluate("test", "reference", "test-base")
+            trained = self._evaluate("test", "current", "test-trained")
+        except EvaluationCut:
+            return None
         settings = {
             "recipe": self.config.recipe,
             "iterations": self.iteration,
@@ -213,11 +251,28 @@ class Session(AbstractContextManager["Session"]):
 
     def _evaluate(self, split: str, adapter: AdapterName, folder: str) -> EvaluationScores:
         progress = partial(self.display.progress, f"evaluating {folder}")
-        return self.parts.evaluators[split].run(adapter, self.folder / "samples" / folder, progress)
+        place = self.folder / "samples" / folder
+        try:
+            return self.parts.evaluators[split].run(adapter, place, progress, lambda: self.stop_requested)
+        except EvaluationCut:
+            self.cut = True
+            self.say("warning", f"the evaluation {folder} was cut by a signal; it is repeated on resume")
+            raise
 
     def save(self) -> None:
         """A checkpoint of now, unless there is one."""
         self.run_folder.save(self.progress)
+        self._say_notes()
+
+    def stopped_by(self) -> int | None:
+        """The signal that kept the run from its end, the same in all processes; None without one."""
+        found = [number for number in self.processes.gather(self.signal) if number is not None]
+        return found[0] if found and (self.cut or not self.finished) else None
+
+    def _say_notes(self) -> None:
+        for level, message in self.run_folder.notes:
+            self.say(level, message)
+        self.run_folder.notes = []
 
     def export(self) -> None:
         """The LoRA, for other programs."""
@@ -228,6 +283,7 @@ class Session(AbstractContextManager["Session"]):
         """report.html."""
         if self.run_folder.log is not None:
             self.run_folder.log.close()
+            self.run_folder.log = None  # what is said from here on is only shown
             write_report(self.folder)
         self.processes.wait()
 
@@ -235,21 +291,65 @@ class Session(AbstractContextManager["Session"]):
         self._previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         for number in self._previous:
             signal.signal(number, self._on_signal)
-        self.display.start(self)
+        try:
+            self.display.start(self)
+            self._say_notes()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C means now
-        self.stop_requested = True
-        self.display.message("warning", "stopping after this iteration; press Ctrl-C again to stop at once")
+        self.signal = number
+        self.display.message(
+            "warning", "stopping after this iteration or batch of an evaluation; press Ctrl-C again to stop at once"
+        )
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is not None and self.processes.is_main:
+                self._keep_finished_iterations()
+        finally:
+            self._release()
+
+    def _keep_finished_iterations(self) -> None:
+        """After an error: a checkpoint, if the state is one of a boundary. On rank 0, without the other processes.
+
+        They may have raised before it, or wait for it in a transfer that will never come.
+        """
+        if self.at_boundary:
+            if not self.iteration:
+                return
+            try:
+                if self._credit_before is not None:
+                    self.parts.credit.load_state(*self._credit_before)
+                self.run_folder.write(self.progress)
+            except OmniNFTError as problem:  # must not hide the error that ends the run
+                self.display.message("error", f"the finished iterations could not be saved: {problem}")
+                return
+            self._say_notes()
+            self.say(
+                "info", f"the state after iteration {self.iteration} is saved; --resume {self.folder} goes on there"
+            )
+            return
+        saved = self.run_folder.store.list_checkpoints()
+        last = f"the last checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        self.say(
+            "warning", f"the run ended inside the update of iteration {self.iteration}, which is not saved; {last}"
+        )
+
+    def _release(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self.display.close()
-        self.parts.close()
-        self.processes.close()
+        with ExitStack() as stack:  # each of them, whatever the others raise
+            stack.callback(self.run_folder.close)
+            stack.callback(self.processes.close)
+            stack.callback(self.parts.close)
+            stack.callback(self.display.close)
 
 
 def summarise(scores: EvaluationScores) -> dict[str, dict[str, float]]:
