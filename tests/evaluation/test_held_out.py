@@ -109,6 +109,9 @@ class Simulated:
         self._call += 1
         return list(self._given[self._call - 1])
 
+    def any(self, flag: bool) -> bool:
+        return any(self.gather(flag))
+
 
 @pytest.mark.parametrize("world", [2, 3, 7])
 def test_no_clip_is_lost_where_they_do_not_divide_among_processes(world: int) -> None:
