@@ -282,3 +282,21 @@ def test_dev_evaluates_what_was_trained_and_old_follows_before(
     train(small_config(model, tmp_path, evaluation=plain_evaluation() | {"test_clips": 0}))
     iteration = ("learn 0", "record 0", "move_old 0", "evaluate_dev 1", "save 1")
     assert done == ["evaluate_dev 0", *iteration, *(d[:-1] + str(int(d[-1]) + 1) for d in iteration), "save 2"]
+
+
+def test_scores_are_those_of_all_processes(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from concurrent.futures import Future
+
+    monkeypatch.setattr("omninft.runs.session.Processes", lambda backend: Second())
+    with Session(small_config(model, tmp_path)) as run:
+        pending: list[Future[ScoreTable]] = []
+        for first in (0.0, 10.0):
+            pending.append(Future())
+            pending[-1].set_result(ScoreTable(run.parts.runner.components, np.array([[first, first + 1]])))
+        table = run.gather_scores(pending)
+    # Both batches of this process, after those of the other (which gave the same here).
+    assert table.values.tolist() == [[0, 1], [10, 11], [0, 1], [10, 11]]
