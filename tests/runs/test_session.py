@@ -148,7 +148,9 @@ def test_each_process_trains_its_own_clips_with_their_own_credit(
         assert lessons.tokens.video is not None
         assert lessons.tokens.video.shape == rollout.latents.video.shape[:2]
         assert run.parts.surgery is not None
-        assert run.parts.surgery.bound == len({h for h in run.parts.credit.gradient_scales(rollout).a2v if h != 1})  # type: ignore[union-attr]
+        scales = run.parts.credit.gradient_scales(rollout)
+        assert scales is not None
+        assert run.parts.surgery.bound == sum(scale != 1 for scale in scales.a2v) > 0
 
 
 def test_moving_old_takes_the_schedules_share(model: Path, tmp_path: Path) -> None:  # noqa: F811
