@@ -8,6 +8,7 @@ Heavy imports happen on first use, so that `import omninft` and `omninft --help`
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
 
 __version__ = "0.1.0"
+
+# OpenMP's threads spin while they wait for one another. On a machine that does something else as well, the one they
+# wait for is then not running: an iteration took fifty times as long beside two busy neighbours. Asleep, they cost
+# little on an idle machine (benchmarks/busy_machine.py). The runtime reads this once, when torch loads it.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __all__ = ["Clip", "Config", "OmniNFTError", "Prompt", "ScoreTable", "TrainResult", "load_config", "train"]
 

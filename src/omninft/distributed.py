@@ -19,7 +19,13 @@ T = TypeVar("T")
 
 
 def available_cores() -> int:
-    """Cores for this process: those it may run on, divided among the run's processes on this machine; at least 1."""
+    """Threads for this process: OMP_NUM_THREADS where it is set, as every OpenMP program takes it.
+
+    Otherwise the cores it may run on, divided among the run's processes on this machine; at least 1.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # "4,2" are levels of nesting
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     # macOS and Windows know no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
