@@ -246,6 +246,8 @@ def test_players_point_at_clips_that_exist(finished_once: Path, page: Element) -
     assert sources[0] == "samples/test-base/ball%201%232-0.mp4"
     assert all(video.attributes["preload"] == "none" for video in page.all("video"))
     assert all("small" in video.attributes["class"] for video in page.all("video"))
+    posters = [video.attributes["poster"] for video in page.all("video")]
+    assert all(p.startswith("data:image/jpeg;base64,/9j/") and len(p) < 8000 for p in posters)
 
 
 def test_nothing_is_loaded_from_elsewhere(finished_once: Path, page: Element) -> None:
@@ -305,8 +307,10 @@ def test_waveforms_carry_marks_inside_the_clip(page: Element) -> None:
 def test_reward_charts_hold_training_and_evaluations(page: Element) -> None:
     panels = {p.by_class("panel-title")[0].words(): p for p in page.by_class("panel")}
     hover = json.loads(panels["sync"].all("svg")[0].attributes["data-hover"])
-    assert hover[0][1:] == ["iteration 0", [["training", "0.400"], ["dev", "0.400 [0.350, 0.450]"]]]
-    assert hover[-1][1:] == ["iteration 4", [["dev", "0.600 [0.550, 0.650]"]]]
+    assert hover[0][1:] == ["after 0 iterations", [["dev", "0.400 [0.350, 0.450]"]]]
+    assert hover[1][1:] == ["after 1 iteration", [["training", "0.400"]]]  # the row of iteration 0
+    assert hover[-1][1:] == ["after 4 iterations", [["training", "0.400"], ["dev", "0.600 [0.550, 0.650]"]]]
+    assert {"iterations done"} == {t.words() for t in panels["sync"].by_class("axis") if t.tag == "text"}
     assert "onset error (ms)" in panels
     assert "never trained on" in panels["onset error (ms)"].words()
     assert {"Opposite advantages", "Gradient norm", "Missing scores"} <= set(panels)

@@ -30,7 +30,7 @@ MARKS = {0: "", 1: "★", 2: "☆"}  # beside bold and underlined, for readers w
 RANK_WORDS = {0: "", 1: "best", 2: "second best"}
 _PAD = 2  # between columns of the terminal, the rule's own character included
 _MAX_NAME = 32  # longer names are folded
-_VERDICT_STYLES = {"better": "green", "worse": "red", "no difference": "dim"}
+_VERDICT_STYLES = {"better": "green", "worse": "red", "no difference": "dim", "unclear": "dim"}
 
 
 def legend(section: Section) -> list[str]:

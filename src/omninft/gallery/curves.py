@@ -197,7 +197,8 @@ def _iteration_series(rows: Sequence[Mapping[str, Any]], key: str, name: str, to
     ys = [math.nan if (v := _value(row, key)) is None else v for row in rows]
     if not any(math.isfinite(y) for y in ys):
         return None
-    x, y = thin([float(row["iteration"]) for row in rows], ys)
+    # Rows count from 0 what was going on, the axis counts what is done: so do folders, checkpoints and evaluations.
+    x, y = thin([float(row["iteration"] + 1) for row in rows], ys)
     return Series(name, x, y, tone=tone)
 
 

@@ -25,7 +25,7 @@ from omninft.gallery.players import player_groups, score_names
 from omninft.gallery.run_folder import RunFolder, read_run_folder, shown_sets
 
 FILE_NAME = "report.html"
-_TONES = {"better": "better", "worse": "worse", "no difference": "same"}
+_TONES = {"better": "better", "worse": "worse", "no difference": "same", "unclear": "same"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,10 @@ def _group_phrase(rows: Sequence[PairedRow], noun: str) -> str:
     better = sum(row.verdict == "better" for row in rows)
     worse = sum(row.verdict == "worse" for row in rows)
     if not better and not worse:
-        return f"no clear difference in the {plural if len(rows) == 1 else f'{len(rows)} {plural}'}"
+        clear = all(row.verdict == "no difference" for row in rows)
+        return (
+            f"no {'' if clear else 'clear '}difference in the {plural if len(rows) == 1 else f'{len(rows)} {plural}'}"
+        )
     return f"{better} of {len(rows)} {plural} better" + (f", {worse} worse" if worse else "")
 
 
