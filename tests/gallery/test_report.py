@@ -386,7 +386,7 @@ def test_an_unfinished_run_tells_what_it_has(tmp_path: Path) -> None:
     write_metrics(run, 3)
     (run / "config.yaml").write_text(yaml.safe_dump({"run": {"iterations": 40}}), encoding="utf-8")
     assert headline(read_run_folder(run)) == (
-        "3 of 40 iterations done; no final evaluation yet. On the dev prompts 1 of 2 means rose from iteration 0 to 2."
+        "3 of 40 iterations done; no final evaluation yet. On the dev prompts 1 of 2 means rose from 0 to 2 iterations."
     )
     page = parse(write_report(run))
     assert not page.by_class("final")
