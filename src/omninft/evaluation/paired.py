@@ -157,9 +157,9 @@ class PairedTable:
         text = (
             f"{pairs} pairs of clips from {prompts} {'prompt' if prompts == 1 else 'prompts'}; base and trained clips "
             f"of a pair share prompt and noise. {self.confidence:.0%} intervals by a bootstrap over prompts "
-            f"({self.resamples:,} resamples). Better or worse: the interval of the difference excludes 0. No difference: it "
-            f"lies within {EQUIVALENCE:g} standard deviations of the base clips around 0. Unclear: neither; "
-            "these clips cannot tell."
+            f"({self.resamples:,} resamples). Better or worse: the interval of the difference excludes 0. No "
+            f"difference: it lies within {EQUIVALENCE:g} standard deviations of the base clips around 0. Unclear: "
+            "neither; these clips cannot tell."
         )
         if self.group("held_out"):
             text += " Held-out measures were never trained on."
