@@ -315,6 +315,48 @@ def test_an_empty_folder_and_a_run_that_just_began(tmp_path: Path) -> None:
     assert parse(write_report(tmp_path)).all("h1")[0].words() == tmp_path.name
 
 
+def unevaluated(run: Path, iterations: int, **config: object) -> Path:
+    with MetricsLog(run) as log:
+        for i in range(iterations):
+            log.iteration(i, {"seconds": 2.0, "reward/sync": 0.1 * i, "gradient_norm/video": 0.0})
+        log.event(0, "info", "self-check not passed, video got a gradient of exactly 0: 4 LoRA modules")
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"iterations": 3}, **config}), encoding="utf-8")
+    return run
+
+
+def test_a_run_without_evaluations_does_not_speak_of_any(tmp_path: Path) -> None:
+    evaluation = {"every": 0, "dev_clips": 64, "test_clips": 0}
+    run = unevaluated(tmp_path, 3, evaluation=evaluation)
+    page = parse(write_report(run))
+    assert page.by_class("lead")[0].words() == "3 of 3 iterations done; without a final evaluation."
+    sections = {s.attributes["id"]: s for s in page.all("section")}
+    assert sections["result"].words() == "Result This run makes no evaluations."
+    assert "evaluation" not in sections["rewards"].words()
+    assert "clips" not in sections
+    assert "Self-check not passed, video got a gradient of exactly 0: 4 LoRA modules." in sections["health"].words()
+
+
+def test_a_run_that_was_stopped_after_one_iteration(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 1, evaluation={"every": 2, "dev_clips": 8, "test_clips": 16})
+    result = "There is no evaluation yet. A finished run compares base and trained clips on the test prompts here."
+    assert parse(write_report(run)).all("section")[0].words() == f"Result {result}"
+    with MetricsLog(run) as log:
+        log.evaluation("dev", 0, {"sync": {"mean": 0.5}})
+    write_samples(run, "dev-000000", [{"sync": 0.5}] * 3)
+    page = parse(write_report(run))
+    assert page.by_class("lead")[0].words() == "1 of 3 iterations done; no final evaluation yet."
+    assert "Only one evaluation was made so far, on the dev prompts" in page.all("section")[0].words()
+    assert {e.words() for e in page.by_class("take-name")} == {"Base"}
+
+
+def test_a_placebo_says_what_it_is(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 2, credit={"kind": "omninft", "shuffle": True})
+    assert headline(read_run_folder(run)) == (
+        "2 of 3 iterations done; no final evaluation yet. "
+        "This is a placebo: its advantages were shuffled, so it must not learn."
+    )
+
+
 def test_damage_is_named_and_the_rest_is_shown(finished: Path) -> None:
     (finished / "evaluation.json").write_text("{", encoding="utf-8")
     (finished / "samples" / "test-base" / "scores.json").write_text('{"clips": [{"file": 1}]}', encoding="utf-8")
