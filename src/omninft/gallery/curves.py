@@ -71,7 +71,11 @@ def reward_panels(run: RunFolder, measures: Mapping[str, Measure]) -> list[Panel
     evaluated = [n for split in evaluations.values() for row in split for n in row.get("measures") or {}]
     panels = []
     for name in dict.fromkeys([*trained, *evaluated]):
-        series = [s for s in [_iteration_series(rows, f"reward/{name}", "training", "faint")] if s]
+        series = [
+            s
+            for s in [_iteration_series(rows, f"reward/{name}", "training", "faint" if evaluations else "accent")]
+            if s
+        ]
         for split in sorted(evaluations):
             points = _evaluation_series(evaluations[split], name, split, "accent" if split == "dev" else "ink")
             series += [points] if points else []

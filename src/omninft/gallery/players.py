@@ -165,10 +165,10 @@ def _take(label: str, record: ClipRecord, clip: Clip, duration: float, place: Pl
     except OmniNFTError as error:
         return Take(label, "", 0, 0, Markup(), str(error))
     heard = record.heard
-    if find_onsets and not heard and clip.waveform.size and np.isfinite(clip.waveform).all():
+    if heard is None and find_onsets and clip.waveform.size and np.isfinite(clip.waveform).all():
         heard = tuple(float(t) for t in audio_peaks(clip))
     height, width = clip.video.shape[1:3]
-    wave = _wave(clip, record.seen, heard, duration)
+    wave = _wave(clip, record.seen, heard or (), duration)
     return Take(label, found.src, width, height, wave, "", found.poster, record.path.name, clip.frame_rate)
 
 

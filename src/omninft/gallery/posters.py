@@ -23,7 +23,7 @@ def poster(record: ClipRecord, clip: Clip) -> bytes:
 def poster_frame(record: ClipRecord, clip: Clip) -> int:
     """Index of the frame of the first event that is seen in the clip, else heard, else of the middle one."""
     last = len(clip.video) - 1
-    for times in (record.seen, record.heard):
+    for times in (record.seen, record.heard or ()):
         frames = [round(t * clip.frame_rate) for t in times]
         if inside := [f for f in frames if 0 <= f <= last]:
             return min(inside)

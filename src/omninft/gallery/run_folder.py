@@ -26,7 +26,7 @@ class ClipRecord:
     scores: dict[str, float]  # only those that are there
     reasons: dict[str, str]  # measure -> why its score is missing
     seen: tuple[float, ...] = ()  # s, events in the picture
-    heard: tuple[float, ...] = ()  # s, onsets in the sound
+    heard: tuple[float, ...] | None = None  # s, onsets in the sound; None where nobody has looked for them
     categories: tuple[str, ...] = ()
 
 
@@ -159,5 +159,5 @@ def clip_record(folder: Path, listed: ListedClip) -> ClipRecord:
         scores={name: value for name, value in listed.scores.items() if value is not None},
         reasons=dict(listed.reasons),
         seen=tuple(listed.events.get("video", ())),
-        heard=tuple(listed.events.get("audio", ())),
+        heard=tuple(listed.events["audio"]) if "audio" in listed.events else None,
     )
