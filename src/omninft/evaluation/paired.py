@@ -39,6 +39,10 @@ JUDGED_ON: dict[Route | None, str] = {
 # Standard deviations of the base clips' scores within which a difference is as good as none: half of the fifth that is
 # called a small effect.
 EQUIVALENCE = 0.1
+VERDICTS_EXPLAINED = (
+    "Better or worse: the interval of the difference excludes 0. No difference: it lies within "
+    f"{EQUIVALENCE:g} standard deviations of the base clips around 0. Unclear: neither; these clips cannot tell."
+)
 # Resample weights held at once: 32 MB of int64.
 _WEIGHTS_AT_ONCE = 1 << 22
 
@@ -157,9 +161,7 @@ class PairedTable:
         text = (
             f"{pairs} pairs of clips from {prompts} {'prompt' if prompts == 1 else 'prompts'}; base and trained clips "
             f"of a pair share prompt and noise. {self.confidence:.0%} intervals by a bootstrap over prompts "
-            f"({self.resamples:,} resamples). Better or worse: the interval of the difference excludes 0. No "
-            f"difference: it lies within {EQUIVALENCE:g} standard deviations of the base clips around 0. Unclear: "
-            "neither; these clips cannot tell."
+            f"({self.resamples:,} resamples). {VERDICTS_EXPLAINED}"
         )
         if self.group("held_out"):
             text += " Held-out measures were never trained on."
