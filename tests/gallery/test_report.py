@@ -15,7 +15,7 @@ import yaml
 
 from omninft.evaluation.paired import compare_paired
 from omninft.gallery import curves
-from omninft.gallery.report import duration, headline, write_report
+from omninft.gallery.report import duration, headline, progress, write_report
 from omninft.gallery.run_folder import read_run_folder, shown_sets
 from omninft.runs.metrics import MetricsLog
 from omninft.types import OmniNFTError
@@ -347,6 +347,19 @@ def test_a_run_that_was_stopped_after_one_iteration(tmp_path: Path) -> None:
     assert page.by_class("lead")[0].words() == "1 of 3 iterations done; no final evaluation yet."
     assert "Only one evaluation was made so far, on the dev prompts" in page.all("section")[0].words()
     assert {e.words() for e in page.by_class("take-name")} == {"Base"}
+
+
+def test_a_running_run_says_how_far_it_is(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 2, evaluation={"every": 0, "test_clips": 16})
+    assert progress(read_run_folder(run), running=True) == (
+        "Running: 2 of 3 iterations done, about 2 s of training left"
+    )
+    assert progress(read_run_folder(run)) == "2 of 3 iterations done"
+    with MetricsLog(run) as log:
+        log.iteration(2, {"seconds": 2.0})
+    assert headline(read_run_folder(run), running=True) == (
+        "Running: 3 of 3 iterations done, the final evaluation goes on."
+    )
 
 
 def test_a_placebo_says_what_it_is(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def progress(run: RunFolder, running: bool = False) -> str:
     done, planned = len(run.iterations), run.setting("run.iterations")
     text = f"{done} of {planned} iterations done" if planned else f"{done} iterations done"
     left = _time_left(run)
+    if running and done == planned and run.table is None and _compares(run):
+        return f"Running: {text}, the final evaluation goes on"
     return f"Running: {text}{f', about {left} of training left' if left else ''}" if running else text
 
 
