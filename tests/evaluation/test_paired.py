@@ -11,6 +11,7 @@ from rich.console import Console
 
 from omninft.evaluation import paired
 from omninft.evaluation.paired import (
+    Estimate,
     Measure,
     PairedRow,
     PairedTable,
@@ -18,6 +19,7 @@ from omninft.evaluation.paired import (
     difference_of_differences,
     mean_estimates,
     student_quantile,
+    verdict,
 )
 from omninft.types import OmniNFTError
 
@@ -105,8 +107,39 @@ def test_verdict_takes_the_direction_into_account(gain: float, higher_is_better:
     noise = np.random.default_rng(3).normal(0, 0.1, 30)
     measure = Measure("m", "trained", None, higher_is_better)
     row = only_row([0.0] * 30, list(noise - noise.mean() + gain), [f"p{i}" for i in range(30)], measure)
-    assert row.verdict == (verdict or "no difference")
+    assert row.verdict == (verdict or "unclear")
     assert row.difference.mean == pytest.approx(gain, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "spread", "expected"),
+    [
+        (0.001, 0.2, 1.0, "better"),
+        (-0.2, -0.001, 1.0, "worse"),
+        (0.0, 0.2, 1.0, "unclear"),  # touches 0: neither shown nor excluded
+        (-0.25, 0.0, 1.0, "unclear"),
+        (-0.1, 0.1, 1.0, "no difference"),
+        (-0.1, 0.11, 1.0, "unclear"),
+        (-0.02, 0.02, 0.1, "unclear"),  # the margin is a share of the spread
+        (0.0, 0.0, 0.0, "no difference"),  # the same clips
+        (math.nan, math.nan, 1.0, "unclear"),
+        (-0.01, 0.01, math.nan, "unclear"),
+    ],
+)
+def test_verdict_of_an_interval(low: float, high: float, spread: float, expected: str) -> None:
+    assert verdict(Estimate((low + high) / 2, low, high), True, spread) == expected
+    swapped = {"better": "worse", "worse": "better"}.get(expected, expected)
+    assert verdict(Estimate((low + high) / 2, low, high), False, spread) == swapped
+
+
+def test_a_table_of_an_older_version_gets_the_verdicts_of_now() -> None:
+    rng = np.random.default_rng(2)
+    base = rng.normal(0, 1, (20, 1))
+    table = compare_paired([SYNC], base, base + rng.normal(0, 1, (20, 1)), [f"p{i}" for i in range(20)])
+    assert table.rows[0].verdict == "unclear"
+    assert "unclear" in table.to_markdown()
+    old = table.to_json().replace('"unclear"', '"no difference"')
+    assert PairedTable.from_json(old) == table
 
 
 def test_standardised_difference_is_positive_when_better() -> None:
@@ -140,14 +173,14 @@ def test_one_prompt_says_nothing_about_others(size: int) -> None:
     assert row.difference.mean == pytest.approx(0.8)
     assert math.isnan(row.difference.low)
     assert math.isnan(row.difference.high)
-    assert row.verdict == "no difference"
+    assert row.verdict == "unclear"
 
 
 def test_a_measure_without_any_pair_stays_in_the_table() -> None:
     row = only_row([math.nan, math.nan], [0.1, 0.2], ["a", "b"])
     assert (row.num_pairs, row.num_dropped, row.num_prompts) == (0, 2, 0)
     assert math.isnan(row.base.mean)
-    assert row.verdict == "no difference"
+    assert row.verdict == "unclear"
 
 
 def test_equal_clips_give_exactly_no_difference() -> None:

@@ -185,7 +185,17 @@ def test_text_from_prompts_cannot_become_markup(tmp_path: Path) -> None:
     assert data_of(made.page)["prompts"][1]["prompt"] == PROMPTS[1].prompt_av
 
 
+def test_a_clip_in_which_no_sound_was_counted_gets_no_tick(tmp_path: Path) -> None:
+    folders = [scored_folder(tmp_path / n, beeping_clip(), [Prompt("p", "", "", "")], [{"s": 1.0}]) for n in "ab"]
+    listing = folders[1] / "scores.json"
+    listing.write_text(listing.read_text(encoding="utf-8").replace('"audio": [0.5]', '"audio": []'), encoding="utf-8")
+    page = parse(write_comparison([str(f) for f in folders], tmp_path / "page").page)
+    assert [len(wave.by_class("heard")) for wave in page.by_class("wave")] == [1, 0]
+    assert "has looked for the sounds itself" not in page.words()
+
+
 def test_onsets_are_found_where_they_are_not_known(page: Element, tmp_path: Path) -> None:
+    assert "has looked for the sounds itself" in page.words()
     waves = page.by_class("group")[0].by_class("wave")
     times = [[float(m.attributes["x1"]) / 1000 for m in wave.by_class("heard")] for wave in waves]
     assert times[0][0] == pytest.approx(0.5, abs=0.05)  # of a clip of 1 s

@@ -9,7 +9,6 @@ import csv
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from scipy.stats import binomtest
 
 from omninft.gallery.compare import write_comparison
 from omninft.types import Prompt
-from tests.gallery.chromium import Chromium, Page, find_chromium
+from tests.gallery.chromium import Opener, find_chromium
 from tests.gallery.clip_folders import beeping_clip, evaluation_folder, scored_folder
 
 PROGRAM = find_chromium()
@@ -34,29 +33,6 @@ SET = """((name, value) => {
   control.value = value;
   control.dispatchEvent(new Event('input', { bubbles: true }));
 })"""
-Opener = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    assert PROGRAM is not None
-    chromium = Chromium(PROGRAM, tmp_path_factory.mktemp("profile"))
-    yield chromium
-    chromium.close()
-
-
-@pytest.fixture
-def opened(browser: Chromium) -> Iterator[Opener]:
-    pages: list[Page] = []
-
-    def open_page(path: Path, **view: object) -> Page:
-        pages.append(browser.open(path, **view))
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        assert page.complaints == []
-        page.close()
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_hover_data_joins_series_by_x() -> None:
     dev = Series("dev", [0], [0.6], low=[0.55], high=[0.65], kind="points")
     root = parsed(figures.line_chart([training, dev], label="both", unit="ms"))
     hover = json.loads(root.get("data-hover", ""))
-    assert hover == [[198.0, "iteration 0", [["training", "0.500 ms"], ["dev", "0.600 [0.550, 0.650] ms"]]]]
+    assert hover == [[198.0, "after 0 iterations", [["training", "0.500 ms"], ["dev", "0.600 [0.550, 0.650] ms"]]]]
 
 
 def test_a_single_point_is_in_the_middle_and_a_chart_of_nothing_is_refused() -> None:

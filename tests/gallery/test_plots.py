@@ -207,7 +207,7 @@ def test_run_figures_and_captions(tmp_path: Path) -> None:
     stems = [path.stem for path in written if path.suffix == ".svg"]
     assert stems == ["curves-rewards", "curves-held-out", "dots-one", "dots-two"]  # two measures make no radar
     texts = svg_texts(tmp_path / "figures" / "curves-held-out.svg")
-    assert {"ms, lower is better", "iteration", "omninft, 2 seeds", "placebo"} <= set(texts)
+    assert {"ms, lower is better", "iterations done", "omninft, 2 seeds", "placebo"} <= set(texts)
     captions = (tmp_path / "figures" / "captions.md").read_text(encoding="utf-8")
     assert "n = 8 clips" in captions
     assert "95 % interval of one run's mean (normal, over clips)" in captions

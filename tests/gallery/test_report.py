@@ -13,25 +13,14 @@ import numpy as np
 import pytest
 import yaml
 
-from omninft.clips.media import write_clip
-from omninft.evaluation.paired import Measure, compare_paired
+from omninft.evaluation.paired import compare_paired
 from omninft.gallery import curves
-from omninft.gallery.report import duration, headline, write_report
+from omninft.gallery.report import duration, headline, progress, write_report
 from omninft.gallery.run_folder import read_run_folder, shown_sets
 from omninft.runs.metrics import MetricsLog
-from omninft.types import Clip, OmniNFTError, Prompt
+from omninft.types import OmniNFTError
+from tests.gallery.run_folders import MEASURES, PROMPTS, finished_run, write_metrics, write_samples
 
-MEASURES = [
-    Measure("quality", "trained", "video"),
-    Measure("sync", "trained", "joint"),
-    Measure("onset_error", "held_out", "joint", higher_is_better=False, unit="ms"),
-    Measure("sharpness", "held_out", "video"),
-]
-PROMPTS = [
-    Prompt("ball 1#2", "a red ball bounces", "a low tone", "a red ball bounces, a low tone"),
-    Prompt("evil", "", "", '</script><script>alert(1)</script><b>&"'),
-    Prompt("lamp", "a lamp flashes", "a buzz", "An old lamp flickers in the dark while somewhere a fuse buzzes."),
-]
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 
 
@@ -96,90 +85,9 @@ def parse(path: Path) -> Element:
     return parser.root
 
 
-def tiny_clip(prompt: Prompt, brightness: int) -> Clip:
-    video = np.full((6, 16, 16, 3), brightness, np.uint8)
-    sound = 0.5 * np.sin(np.arange(8000) / 10).astype(np.float32)[None]
-    return Clip(video, 12.0, sound, 16000, prompt)
-
-
-def write_samples(run: Path, name: str, scores: list[dict[str, float | None]]) -> None:
-    folder = run / "samples" / name
-    clips = []
-    for prompt, values in zip(PROMPTS, scores, strict=True):
-        file = f"{prompt.id}-0.mp4"
-        write_clip(folder / file, tiny_clip(prompt, 80), upscale=2)
-        texts = {"prompt_v": prompt.prompt_v, "prompt_a": prompt.prompt_a, "prompt_av": prompt.prompt_av}
-        entry = {"file": file, "prompt_id": prompt.id, "sample": 0, "scores": values, **texts}
-        if prompt.id == "lamp":
-            entry["events"] = {"video": [0.25], "audio": [0.26, 9.0]}
-            entry["reasons"] = {"sync": "no onset was found"}
-        clips.append(entry)
-    (folder / "scores.json").write_text(json.dumps({"clips": clips}), encoding="utf-8")
-
-
-def write_metrics(run: Path, iterations: int) -> None:
-    with MetricsLog(run) as log:
-        for i in range(iterations + 1):
-            if i % 2 == 0:
-                sync = {"mean": 0.4 + 0.05 * i, "low": 0.35 + 0.05 * i, "high": 0.45 + 0.05 * i, "n": 3}
-                log.evaluation("dev", i, {"sync": sync, "onset_error": {"mean": 100 - i, "low": 90, "high": 110}})
-            if i == iterations:
-                break
-            log.iteration(
-                i,
-                {
-                    "optimiser_step": 4 * i,
-                    "seconds": 10.0,
-                    "elapsed": 12.5 * (i + 1),
-                    "reward/sync": 0.4,
-                    "reward/quality": 0.5,
-                    "missing/sync": int(i == 1),
-                    "missing/quality": 0,
-                    "advantage/conflict_share": 0.25,
-                    "gradient_norm/video": 0.9,
-                    "gradient_norm/audio": 0.3,
-                    "time/sampling": 2.0,
-                    "time/update": 6.0,
-                    "strange/new_number": 1.5,
-                },
-            )
-        log.event(1, "warning", "sync: 1 of 32 scores missing <why>")
-
-
 @pytest.fixture(scope="module")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "my-run"
-    write_samples(
-        run,
-        "test-base",
-        [
-            {"sync": 0.4, "onset_error": 120.0, "quality": 0.5},
-            {"sync": 0.5, "onset_error": 90.0, "quality": 0.5},
-            {"sync": None, "onset_error": 150.0, "quality": 0.5},
-        ],
-    )
-    write_samples(
-        run,
-        "test-trained",
-        [
-            {"sync": 0.7, "onset_error": 40.0, "quality": 0.5},
-            {"sync": 0.45, "onset_error": 95.0, "quality": 0.5},
-            {"sync": 0.9, "onset_error": 10.0, "quality": 0.501},
-        ],
-    )
-    write_metrics(run, 4)
-    config = {"recipe": "bounce", "seed": 3, "model": {"path": "Lightricks/LTX-2"}, "run": {"iterations": 4}}
-    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    noise = np.random.default_rng(0).normal(0, 0.05, (40, 4))
-    base = noise + np.array([0.5, 0.4, 1.2, 0.8])
-    # quality and sync rise, the onset error falls (better), sharpness falls (worse).
-    trained = base + noise[::-1] + np.array([0.1, 0.2, -0.8, -0.1])
-    base[0, 1] = math.nan
-    table = compare_paired(MEASURES, base, trained, [f"p{i}" for i in range(40)], settings={"steps": 16})
-    (run / "evaluation.json").write_text(table.to_json(), encoding="utf-8")
-    (run / "export").mkdir()
-    (run / "export" / "pytorch_lora_weights.safetensors").write_bytes(b"")
-    return run
+    return finished_run(tmp_path_factory.mktemp("runs") / "my-run")
 
 
 @pytest.fixture
@@ -246,6 +154,8 @@ def test_players_point_at_clips_that_exist(finished_once: Path, page: Element) -
     assert sources[0] == "samples/test-base/ball%201%232-0.mp4"
     assert all(video.attributes["preload"] == "none" for video in page.all("video"))
     assert all("small" in video.attributes["class"] for video in page.all("video"))
+    posters = [video.attributes["poster"] for video in page.all("video")]
+    assert all(p.startswith("data:image/jpeg;base64,/9j/") and len(p) < 8000 for p in posters)
 
 
 def test_nothing_is_loaded_from_elsewhere(finished_once: Path, page: Element) -> None:
@@ -305,8 +215,10 @@ def test_waveforms_carry_marks_inside_the_clip(page: Element) -> None:
 def test_reward_charts_hold_training_and_evaluations(page: Element) -> None:
     panels = {p.by_class("panel-title")[0].words(): p for p in page.by_class("panel")}
     hover = json.loads(panels["sync"].all("svg")[0].attributes["data-hover"])
-    assert hover[0][1:] == ["iteration 0", [["training", "0.400"], ["dev", "0.400 [0.350, 0.450]"]]]
-    assert hover[-1][1:] == ["iteration 4", [["dev", "0.600 [0.550, 0.650]"]]]
+    assert hover[0][1:] == ["after 0 iterations", [["dev", "0.400 [0.350, 0.450]"]]]
+    assert hover[1][1:] == ["after 1 iteration", [["training", "0.400"]]]  # the row of iteration 0
+    assert hover[-1][1:] == ["after 4 iterations", [["training", "0.400"], ["dev", "0.600 [0.550, 0.650]"]]]
+    assert {"iterations done"} == {t.words() for t in panels["sync"].by_class("axis") if t.tag == "text"}
     assert "onset error (ms)" in panels
     assert "never trained on" in panels["onset error (ms)"].words()
     assert {"Opposite advantages", "Gradient norm", "Missing scores"} <= set(panels)
@@ -382,7 +294,7 @@ def test_an_unfinished_run_tells_what_it_has(tmp_path: Path) -> None:
     write_metrics(run, 3)
     (run / "config.yaml").write_text(yaml.safe_dump({"run": {"iterations": 40}}), encoding="utf-8")
     assert headline(read_run_folder(run)) == (
-        "3 of 40 iterations done; no final evaluation yet. On the dev prompts 1 of 2 means rose from iteration 0 to 2."
+        "3 of 40 iterations done; no final evaluation yet. On the dev prompts 1 of 2 means rose from 0 to 2 iterations."
     )
     page = parse(write_report(run))
     assert not page.by_class("final")
@@ -401,6 +313,61 @@ def test_an_empty_folder_and_a_run_that_just_began(tmp_path: Path) -> None:
         log.evaluation("dev", 0, {"sync": {"mean": 0.5}})
     assert headline(read_run_folder(tmp_path)) == "0 iterations done; no final evaluation yet."
     assert parse(write_report(tmp_path)).all("h1")[0].words() == tmp_path.name
+
+
+def unevaluated(run: Path, iterations: int, **config: object) -> Path:
+    with MetricsLog(run) as log:
+        for i in range(iterations):
+            log.iteration(i, {"seconds": 2.0, "reward/sync": 0.1 * i, "gradient_norm/video": 0.0})
+        log.event(0, "info", "self-check not passed, video got a gradient of exactly 0: 4 LoRA modules")
+    (run / "config.yaml").write_text(yaml.safe_dump({"run": {"iterations": 3}, **config}), encoding="utf-8")
+    return run
+
+
+def test_a_run_without_evaluations_does_not_speak_of_any(tmp_path: Path) -> None:
+    evaluation = {"every": 0, "dev_clips": 64, "test_clips": 0}
+    run = unevaluated(tmp_path, 3, evaluation=evaluation)
+    page = parse(write_report(run))
+    assert page.by_class("lead")[0].words() == "3 of 3 iterations done; without a final evaluation."
+    sections = {s.attributes["id"]: s for s in page.all("section")}
+    assert sections["result"].words() == "Result This run makes no evaluations."
+    assert "evaluation" not in sections["rewards"].words()
+    assert "clips" not in sections
+    assert "Self-check not passed, video got a gradient of exactly 0: 4 LoRA modules." in sections["health"].words()
+
+
+def test_a_run_that_was_stopped_after_one_iteration(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 1, evaluation={"every": 2, "dev_clips": 8, "test_clips": 16})
+    result = "There is no evaluation yet. A finished run compares base and trained clips on the test prompts here."
+    assert parse(write_report(run)).all("section")[0].words() == f"Result {result}"
+    with MetricsLog(run) as log:
+        log.evaluation("dev", 0, {"sync": {"mean": 0.5}})
+    write_samples(run, "dev-000000", [{"sync": 0.5}] * 3)
+    page = parse(write_report(run))
+    assert page.by_class("lead")[0].words() == "1 of 3 iterations done; no final evaluation yet."
+    assert "Only one evaluation was made so far, on the dev prompts" in page.all("section")[0].words()
+    assert {e.words() for e in page.by_class("take-name")} == {"Base"}
+
+
+def test_a_running_run_says_how_far_it_is(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 2, evaluation={"every": 0, "test_clips": 16})
+    assert progress(read_run_folder(run), running=True) == (
+        "Running: 2 of 3 iterations done, about 2 s of training left"
+    )
+    assert progress(read_run_folder(run)) == "2 of 3 iterations done"
+    with MetricsLog(run) as log:
+        log.iteration(2, {"seconds": 2.0})
+    assert headline(read_run_folder(run), running=True) == (
+        "Running: 3 of 3 iterations done, the final evaluation goes on."
+    )
+
+
+def test_a_placebo_says_what_it_is(tmp_path: Path) -> None:
+    run = unevaluated(tmp_path, 2, credit={"kind": "omninft", "shuffle": True})
+    assert headline(read_run_folder(run)) == (
+        "2 of 3 iterations done; no final evaluation yet. "
+        "This is a placebo: its advantages were shuffled, so it must not learn."
+    )
 
 
 def test_damage_is_named_and_the_rest_is_shown(finished: Path) -> None:

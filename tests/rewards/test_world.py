@@ -342,6 +342,27 @@ def test_half_events_count_half_and_faint_ones_little():
     assert synchrony(time, 0.1 * whole, onset, 0.1 * whole) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("faint", [0.0, 0.1, 0.2, 0.3, 0.6, 1.0])
+def test_events_that_a_clip_is_marked_with_are_those_that_count(world, faint):
+    scene = next(s for s in world.scenes if s.kind == "lamp" and s.count == 2)
+    first, second = (bounce.render_audio(replace(scene, sound_times=(t,))) for t in scene.event_times)
+    clip = clip_of(world.video[world.scenes.index(scene)], first + faint * second, prompt_for(scene.attributes))
+    WorldReward().score([clip])
+    marked = clip.views["events"]
+    strengths = sound_facts(clip).onset_strengths
+    assert len(marked["audio"]) == (strengths >= 0.5).sum() == (1 if faint < 0.35 else 2)
+    assert len(marked["video"]) == 2
+    held_out = WorldHeldOut().score([clip])
+    assert held_out.column("audio_count_right")[0] == (len(marked["audio"]) == 2)
+    assert held_out.column("video_count_right")[0] == 1
+
+
+def test_a_silent_clip_is_marked_with_no_sound(world):
+    clip = clip_of(world.video[0], np.zeros(bounce.NUM_SAMPLES), prompt_for(world.scenes[0].attributes))
+    WorldReward().score([clip])
+    assert clip.views["events"]["audio"] == []
+
+
 def test_kernel_and_count_have_slopes_everywhere():
     offsets = np.array([0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3])
     kernel = offset_kernel(offsets)
@@ -377,7 +398,7 @@ def test_held_out_measures_of_real_and_of_spoilt_clips(world):
     assert got["late"]["sync_offset_ms"] == pytest.approx(50, abs=3)
     assert got["silent"]["sync_offset_ms"] == NO_MATCH
     facts = {case: row["all_facts"] for case, row in got.items()}
-    assert facts == {"real": 1, "late": 1, "one": 0, "colour": 0, "alone": 1, "blurred": 1, "silent": 0}
+    assert facts == {"real": 1, "late": 1, "one": 0, "colour": 0, "alone": 0, "blurred": 1, "silent": 0}
     assert [got[c]["audio_count_right"] for c in ("real", "one", "silent")] == [1, 0, 0]
     assert [got[c]["video_count_right"] for c in ("real", "colour")] == [1, 1]
     assert [got[c]["square_right"] for c in ("real", "alone")] == [1, 0]

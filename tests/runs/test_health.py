@@ -53,3 +53,28 @@ def test_alarms(moved_policy: LTX2Policy, change: dict[str, float], message: str
     warnings = HealthCheck(moved_policy, None).after_iteration(0, GOOD | change, 8)
     assert len(warnings) == 1
     assert message in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, "self-check passed: "),
+        ({"gradient_norm/audio": 0.0}, "self-check not passed, audio got a gradient of exactly 0: "),
+        (
+            {"gradient_norm/audio": 0.0, "gradient_norm/video": 0.0},
+            "self-check not passed, video and audio got a gradient of exactly 0: ",
+        ),
+    ],
+)
+def test_summary_of_a_run_without_gradients_says_so(
+    moved_policy: LTX2Policy, change: dict[str, float], found: str
+) -> None:
+    health = HealthCheck(moved_policy, None)
+    health.after_iteration(0, GOOD | change, 8)
+    assert health.summary().startswith(found)
+
+
+def test_summary_of_equal_rewards_that_moved_nothing_says_so() -> None:
+    health = HealthCheck(make_policy(), None)
+    health.after_iteration(0, GOOD | {"advantage/mean_abs_video": 0.0, "advantage/mean_abs_audio": 0.0}, 8)
+    assert health.summary().startswith("self-check not passed, the adapters did not move: ")

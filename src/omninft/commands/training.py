@@ -69,16 +69,29 @@ def check(
 
 def report(
     folder: Annotated[Path | None, typer.Argument(help="Run folder; default: the newest under runs/.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep it up to date until the run is over, or Ctrl-C.")
+    ] = False,
 ) -> None:
     """Write report.html of a run: curves, health, and base against trained side by side, with sound."""
-    from omninft.gallery.report import write_report
+    from omninft.gallery.live import watch_report
+    from omninft.gallery.report import progress, write_report
+    from omninft.gallery.run_folder import read_run_folder
+    from omninft.runs.lock import is_locked
 
     if folder is None:
         runs = sorted(Path("runs").glob("*/config.yaml"), key=lambda p: p.stat().st_mtime)
         if not runs:
             raise OmniNFTError("no run under runs/; give a run folder, or make one by `omninft train`")
         folder = runs[-1].parent
-    console.print(f"report {write_report(folder)}", highlight=False)
+
+    def say(page: Path) -> None:
+        console.print(f"report {page}: {progress(read_run_folder(folder), is_locked(folder))}", highlight=False)
+
+    if watch:
+        say(watch_report(folder, lambda: is_locked(folder), say))
+    else:
+        say(write_report(folder, running=is_locked(folder)))
 
 
 def pretrain(

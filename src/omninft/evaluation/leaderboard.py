@@ -102,7 +102,8 @@ class Section:
         paired = self._paired.get(row.name, {}).get(metric.name)
         if paired is not None:
             d = paired.difference
-            flat = round(d.mean, metric.decimals) == 0  # what reads as 0 is none
+            # What reads as 0 is neither better nor worse.
+            flat = round(d.mean, metric.decimals) == 0 and paired.verdict != "unclear"
             return Difference(
                 d.mean, paired.relative_change, "no difference" if flat else paired.verdict, d.low, d.high
             )

@@ -24,13 +24,14 @@ from omninft.evaluation.leaderboard import (
     number,
     percent,
 )
+from omninft.evaluation.paired import VERDICTS_EXPLAINED
 from omninft.evaluation.results import Metric
 
 MARKS = {0: "", 1: "★", 2: "☆"}  # beside bold and underlined, for readers who see neither
 RANK_WORDS = {0: "", 1: "best", 2: "second best"}
 _PAD = 2  # between columns of the terminal, the rule's own character included
 _MAX_NAME = 32  # longer names are folded
-_VERDICT_STYLES = {"better": "green", "worse": "red", "no difference": "dim"}
+_VERDICT_STYLES = {"better": "green", "worse": "red", "no difference": "dim", "unclear": "dim"}
 
 
 def legend(section: Section) -> list[str]:
@@ -49,7 +50,7 @@ def legend(section: Section) -> list[str]:
         if any(d is not None and math.isfinite(d.low) for d in found):
             text += (
                 " Brackets: 95 % interval of the difference over the same clips; without brackets the word tells only "
-                "the direction."
+                f"the direction. {VERDICTS_EXPLAINED}"
             )
         else:
             text += " Better and worse tell only the direction: there is no interval of these differences."

@@ -24,7 +24,7 @@ from rich.table import Table
 from omninft.types import OmniNFTError, Route
 
 Group = Literal["trained", "held_out"]
-Verdict = Literal["better", "worse", "no difference"]
+Verdict = Literal["better", "worse", "no difference", "unclear"]
 
 GROUP_TITLES: dict[Group, str] = {
     "trained": "Trained rewards",
@@ -36,6 +36,13 @@ JUDGED_ON: dict[Route | None, str] = {
     "joint": "picture with sound",
     None: "clip",
 }
+# Standard deviations of the base clips' scores within which a difference is as good as none: half of the fifth that is
+# called a small effect.
+EQUIVALENCE = 0.1
+VERDICTS_EXPLAINED = (
+    "Better or worse: the interval of the difference excludes 0. No difference: it lies within "
+    f"{EQUIVALENCE:g} standard deviations of the base clips around 0. Unclear: neither; these clips cannot tell."
+)
 # Resample weights held at once: 32 MB of int64.
 _WEIGHTS_AT_ONCE = 1 << 22
 
@@ -154,7 +161,7 @@ class PairedTable:
         text = (
             f"{pairs} pairs of clips from {prompts} {'prompt' if prompts == 1 else 'prompts'}; base and trained clips "
             f"of a pair share prompt and noise. {self.confidence:.0%} intervals by a bootstrap over prompts "
-            f"({self.resamples:,} resamples); a verdict is given where the interval of the difference excludes 0."
+            f"({self.resamples:,} resamples). {VERDICTS_EXPLAINED}"
         )
         if self.group("held_out"):
             text += " Held-out measures were never trained on."
@@ -169,7 +176,7 @@ class PairedTable:
         for heading in ("Base", "Trained", f"Difference [{self.confidence:.0%} interval]", "Change"):
             table.add_column(heading, justify="right")
         table.add_column("Verdict", no_wrap=True)
-        styles: dict[Verdict, str] = {"better": "green", "worse": "red", "no difference": "dim"}
+        styles: dict[Verdict, str] = {"better": "green", "worse": "red", "no difference": "dim", "unclear": "dim"}
         for name, title in GROUP_TITLES.items():
             if not (rows := self.group(name)):
                 continue
@@ -209,7 +216,7 @@ def compare_paired(
     """Compare base and trained scores, [n, K] with NaN where missing; row i of both is the pair of `prompt_ids[i]`.
 
     A pair with a missing member leaves that measure, on both sides, and is counted. With pairs of one prompt only,
-    intervals are NaN and the verdict is "no difference": one prompt says nothing about others.
+    intervals are NaN and the verdict is "unclear": one prompt says nothing about others.
 
     Raises OmniNFTError when the shapes do not fit one another.
     """
@@ -230,9 +237,9 @@ def compare_paired(
                 base=first,
                 trained=second,
                 difference=difference,
-                base_spread=sample.first_spread,
+                base_spread=sample.spread,
                 relative_change=difference.mean / abs(first.mean) if first.mean else math.nan,
-                verdict=_verdict(difference, measure.higher_is_better),
+                verdict=verdict(difference, measure.higher_is_better, sample.spread),
             )
         )
     return PairedTable(tuple(rows), resamples, confidence, seed, settings or {})
@@ -259,16 +266,16 @@ def difference_of_differences(
     for k in range(len(measures)):
         a, p, b = trained[:, k], placebo[:, k], base[:, k]
         # The third column does not contain the base, but counts only where the other two do.
-        samples.append(_PromptSums.of(np.stack([a - b, p - b, a - p]), prompt_ids))
+        samples.append(_PromptSums.of(np.stack([a - b, p - b, a - p]), prompt_ids, spread_of=b))
     rows = []
     for measure, sample, estimates in zip(
         measures, samples, _estimates(samples, resamples, confidence, seed), strict=True
     ):
         gain, placebo_gain, difference = estimates
-        verdict = _verdict(difference, measure.higher_is_better)
+        found = verdict(difference, measure.higher_is_better, sample.spread)
         dropped = len(prompt_ids) - sample.num_clips
         rows.append(
-            PlaceboRow(measure, sample.num_clips, dropped, len(sample.sizes), gain, placebo_gain, difference, verdict)
+            PlaceboRow(measure, sample.num_clips, dropped, len(sample.sizes), gain, placebo_gain, difference, found)
         )
     return tuple(rows)
 
@@ -301,21 +308,25 @@ class _PromptSums:
 
     sums: np.ndarray  # [P, C]
     sizes: np.ndarray  # [P] clips
-    first_spread: float  # standard deviation of the first column
+    spread: float  # standard deviation of the base clips' scores; NaN for fewer than two
 
     @property
     def num_clips(self) -> int:
         return int(self.sizes.sum())
 
     @staticmethod
-    def of(columns: np.ndarray, prompt_ids: Sequence[str]) -> _PromptSums:
-        """`columns` is [C, n]; a clip counts where all of them are finite."""
+    def of(columns: np.ndarray, prompt_ids: Sequence[str], spread_of: np.ndarray | None = None) -> _PromptSums:
+        """`columns` is [C, n]; a clip counts where all of them are finite.
+
+        The spread is that of the first column, or of `spread_of` [n].
+        """
         valid = np.isfinite(columns).all(axis=0)
         kept = columns[:, valid].astype(np.float64)
         _, prompt = np.unique(np.asarray(prompt_ids, dtype=object)[valid].astype(str), return_inverse=True)
         sizes = np.bincount(prompt).astype(np.float64) if len(prompt) else np.zeros(0)
         sums = np.stack([np.bincount(prompt, c, minlength=len(sizes)) for c in kept], axis=1)
-        spread = float(kept[0].std(ddof=1)) if kept.shape[1] > 1 else math.nan
+        base = kept[0] if spread_of is None else spread_of[valid].astype(np.float64)
+        spread = float(base.std(ddof=1)) if len(base) > 1 else math.nan
         return _PromptSums(sums, sizes, spread)
 
 
@@ -397,12 +408,19 @@ def student_quantile(probability: float, degrees: int) -> float:
     return math.sqrt(degrees) * math.tan(float(np.interp(probability, cumulative / cumulative[-1], angle)))
 
 
-def _verdict(difference: Estimate, higher_is_better: bool) -> Verdict:
+def verdict(difference: Estimate, higher_is_better: bool, base_spread: float) -> Verdict:
+    """What an interval of a difference says: the one place where a verdict comes from.
+
+    "better" or "worse" where it excludes 0, "no difference" where it lies within EQUIVALENCE * `base_spread` (the
+    standard deviation of the base clips' scores) around 0, else "unclear", as without an interval.
+    """
     if difference.low > 0:
         return "better" if higher_is_better else "worse"
     if difference.high < 0:
         return "worse" if higher_is_better else "better"
-    return "no difference"
+    if max(-difference.low, difference.high) <= EQUIVALENCE * base_spread:
+        return "no difference"
+    return "unclear"
 
 
 def _cells(row: PairedRow) -> tuple[str, ...]:
@@ -411,7 +429,7 @@ def _cells(row: PairedRow) -> tuple[str, ...]:
     difference = (
         f"{row.difference.mean:+.{digits}f} [{row.difference.low:+.{digits}f}, {row.difference.high:+.{digits}f}]"
     )
-    arrow = "-" if row.verdict == "no difference" else "↑" if row.difference.mean > 0 else "↓"
+    arrow = "-" if row.verdict not in ("better", "worse") else "↑" if row.difference.mean > 0 else "↓"
     return (
         f"{row.measure.name} ({row.measure.hint})",
         JUDGED_ON[row.measure.route],
@@ -448,15 +466,16 @@ def _row_from_tree(tree: dict[str, Any]) -> PairedRow:
     def estimate(name: str) -> Estimate:
         return Estimate(**{key: number(value) for key, value in tree[name].items()})
 
+    measure, difference, spread = Measure(**tree["measure"]), estimate("difference"), number(tree["base_spread"])
     return PairedRow(
-        measure=Measure(**tree["measure"]),
+        measure=measure,
         num_pairs=tree["num_pairs"],
         num_dropped=tree["num_dropped"],
         num_prompts=tree["num_prompts"],
         base=estimate("base"),
         trained=estimate("trained"),
-        difference=estimate("difference"),
-        base_spread=number(tree["base_spread"]),
+        difference=difference,
+        base_spread=spread,
         relative_change=number(tree["relative_change"]),
-        verdict=tree["verdict"],
+        verdict=verdict(difference, measure.higher_is_better, spread),  # whatever an older version called it
     )

@@ -148,6 +148,7 @@ def render_comparison(
             categories=list(dict.fromkeys(c for g in groups for c in g.categories)),
             has_seen=any('class="mark seen"' in t.wave for g in groups for t in g.takes),
             has_heard=any('class="mark heard"' in t.wave for g in groups for t in g.takes),
+            searched=any(isinstance(r, ClipRecord) and r.heard is None for m in matches for r in m.records),
             notes=notes,
             data=data,
             css=Markup(page_asset("report.css") + page_asset("compare.css")),

@@ -71,7 +71,11 @@ def reward_panels(run: RunFolder, measures: Mapping[str, Measure]) -> list[Panel
     evaluated = [n for split in evaluations.values() for row in split for n in row.get("measures") or {}]
     panels = []
     for name in dict.fromkeys([*trained, *evaluated]):
-        series = [s for s in [_iteration_series(rows, f"reward/{name}", "training", "faint")] if s]
+        series = [
+            s
+            for s in [_iteration_series(rows, f"reward/{name}", "training", "faint" if evaluations else "accent")]
+            if s
+        ]
         for split in sorted(evaluations):
             points = _evaluation_series(evaluations[split], name, split, "accent" if split == "dev" else "ink")
             series += [points] if points else []
@@ -197,7 +201,8 @@ def _iteration_series(rows: Sequence[Mapping[str, Any]], key: str, name: str, to
     ys = [math.nan if (v := _value(row, key)) is None else v for row in rows]
     if not any(math.isfinite(y) for y in ys):
         return None
-    x, y = thin([float(row["iteration"]) for row in rows], ys)
+    # Rows count from 0 what was going on, the axis counts what is done: so do folders, checkpoints and evaluations.
+    x, y = thin([float(row["iteration"] + 1) for row in rows], ys)
     return Series(name, x, y, tone=tone)
 
 

@@ -19,8 +19,8 @@ Tone = Literal["accent", "ink", "faint"]
 MINUS, ABSENT = "\u2212", "\u2013"
 
 # Line chart: size and margins.
-CHART_WIDTH, CHART_HEIGHT = 360.0, 176.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 24.0
+CHART_WIDTH, CHART_HEIGHT = 360.0, 190.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 38.0
 # Dot plot: width of one row's plot, its height, and what is kept free at both ends for the dot.
 DOT_WIDTH, DOT_HEIGHT, DOT_MARGIN = 240.0, 58.0, 10.0
 WAVE_WIDTH, WAVE_HEIGHT = 1000.0, 100.0
@@ -90,8 +90,8 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [format_number(t, digits) for t in ticks]
 
 
-def line_chart(series: Sequence[Series], *, label: str, x_label: str = "iteration", unit: str = "") -> str:
-    """Lines with bands and points with bars over one pair of axes.
+def line_chart(series: Sequence[Series], *, label: str, unit: str = "") -> str:
+    """Lines with bands and points with bars over the number of iterations done.
 
     The x axis spans the data, the y axis round numbers around it. `data-hover` is a list of
     [x in view box units, heading, [[series, value], ...]], one for every x that any series has.
@@ -99,10 +99,10 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str = "iteratio
     Raises ValueError when no series has a finite point.
     """
     x_scale, y_scale, ticks = _axes(series)
-    parts = [_grid(x_scale, y_scale, ticks, x_label)]
+    parts = [_grid(x_scale, y_scale, ticks)]
     for s in series:
         parts.append(_points(s, x_scale, y_scale) if s.kind == "points" else _line(s, x_scale, y_scale))
-    hover = json.dumps(_hover(series, x_scale, x_label, unit), ensure_ascii=False)
+    hover = json.dumps(_hover(series, x_scale, unit), ensure_ascii=False)
     bottom = CHART_HEIGHT - BOTTOM
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{TOP:g}" y2="{bottom:g}" visibility="hidden"/>')
     return (
@@ -126,7 +126,7 @@ def _extent(series: Series) -> list[tuple[float, float]]:
     return [(x, y) for column in values for x, y in zip(series.x, column, strict=True)]
 
 
-def _grid(x_scale: Scale, y_scale: Scale, ticks: Sequence[float], x_label: str) -> str:
+def _grid(x_scale: Scale, y_scale: Scale, ticks: Sequence[float]) -> str:
     right, bottom = CHART_WIDTH - RIGHT, CHART_HEIGHT - BOTTOM
     parts = []
     for tick, text in zip(ticks, tick_labels(ticks), strict=True):
@@ -141,7 +141,7 @@ def _grid(x_scale: Scale, y_scale: Scale, ticks: Sequence[float], x_label: str) 
         parts.append(
             f'<text class="tick" x="{x_scale(tick):.1f}" y="{bottom + 15:g}" text-anchor="{anchor}">{text}</text>'
         )
-    parts.append(f'<text class="tick axis" x="{LEFT - 6:g}" y="{bottom + 15:g}" text-anchor="end">{x_label}</text>')
+    parts.append(f'<text class="tick axis" x="{right:g}" y="{bottom + 30:g}" text-anchor="end">iterations done</text>')
     parts.append(f'<line class="axis" x1="{LEFT:g}" x2="{right:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
     return "".join(parts)
 
@@ -186,9 +186,7 @@ def _points(series: Series, x_scale: Scale, y_scale: Scale) -> str:
     return "".join(parts)
 
 
-def _hover(
-    series: Sequence[Series], x_scale: Scale, x_label: str, unit: str
-) -> list[tuple[float, str, list[tuple[str, str]]]]:
+def _hover(series: Sequence[Series], x_scale: Scale, unit: str) -> list[tuple[float, str, list[tuple[str, str]]]]:
     values: dict[float, list[tuple[str, str]]] = {}
     suffix = f" {unit}" if unit else ""
     for s in series:
@@ -200,17 +198,23 @@ def _hover(
                 text += f" [{format_number(s.low[i])}, {format_number(s.high[i])}]"
             # With one series the heading of the chart has said what it is.
             values.setdefault(x, []).append((s.name if len(series) > 1 else "", text + suffix))
-    return [(round(x_scale(x), 1), f"{x_label} {x:g}", values[x]) for x in sorted(values)]
+    return [(round(x_scale(x), 1), f"after {x:g} iteration{'' if x == 1 else 's'}", values[x]) for x in sorted(values)]
 
 
-def dot_plot(mean: float, low: float, high: float, *, domain: tuple[float, float], tone: str, label: str) -> str:
+def dot_plot(
+    mean: float, low: float, high: float, *, domain: tuple[float, float], tone: str, label: str, margin: float = 0.0
+) -> str:
     """One difference with its interval against a line at zero; rows with one `domain` line up.
 
-    Without a finite mean only the zero line is drawn.
+    Without a finite mean only the zero line is drawn, and a band of `margin` on both sides of it.
     """
     scale = Scale(domain, (DOT_MARGIN, DOT_WIDTH - DOT_MARGIN))
     middle, zero = DOT_HEIGHT / 2, scale(0)
-    parts = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{DOT_HEIGHT:g}"/>']
+    parts = []
+    if margin:
+        left, right = scale(max(-margin, domain[0])), scale(min(margin, domain[1]))
+        parts.append(f'<rect class="margin" x="{left:.1f}" width="{right - left:.1f}" y="0" height="{DOT_HEIGHT:g}"/>')
+    parts += [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{DOT_HEIGHT:g}"/>']
     if math.isfinite(low) and math.isfinite(high):
         parts.append(
             f'<line class="interval {tone}" x1="{scale(low):.1f}" x2="{scale(high):.1f}" '

@@ -23,7 +23,7 @@ from omninft.evaluation.leaderboard import (
 from omninft.evaluation.leaderboard_text import MARKS, RANK_WORDS, legend
 from omninft.evaluation.results import Metric
 
-_TONES = {"better": "is-better", "worse": "is-worse", "no difference": "is-same"}
+_TONES = {"better": "is-better", "worse": "is-worse", "no difference": "is-same", "unclear": "is-same"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cell:
     mark: str = ""
     rank_word: str = ""
     small: tuple[str, ...] = ()  # further lines
-    word: str = ""  # better, worse, no difference
+    word: str = ""  # the verdict
     tone: str = ""
 
 

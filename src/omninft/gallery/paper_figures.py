@@ -333,7 +333,7 @@ def _dev_curve(group: RunGroup, name: str) -> Curve | None:
 def _training_curve(group: RunGroup, name: str) -> Curve | None:
     tables = []
     for run in group.runs:
-        values = {r["iteration"]: r.get(f"reward/{name}") for r in run.iterations}
+        values = {r["iteration"] + 1: r.get(f"reward/{name}") for r in run.iterations}
         tables.append({x: float(v) for x, v in values.items() if isinstance(v, int | float)})
     shared = [x for x in tables[0] if all(x in t for t in tables)]
     if not shared:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import shutil
 import threading
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -18,13 +16,13 @@ from av.error import FFmpegError
 from omninft.clips.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
 from omninft.files import replacing
 from omninft.gallery.players import Place
+from omninft.gallery.posters import data_uri, poster
 from omninft.gallery.run_folder import ClipRecord
 from omninft.types import Clip, OmniNFTError
 
 CLIPS, POSTERS = "clips", "posters"
 # A page in one file is read whole before it shows anything, and browsers hold it in memory twice.
 SINGLE_FILE_BYTES = 48 * 2**20  # of clips
-_POSTER_SIDE = 320  # pixels
 # What Chromium, Firefox and Safari all play.
 _CONTAINERS = (".mp4", ".m4v", ".webm")
 _VIDEO_CODECS, _PIXELS = ("h264", "vp8", "vp9", "av1"), ("yuv420p", "yuvj420p")
@@ -57,11 +55,12 @@ class ClipFolder:
     def place(self, record: ClipRecord, clip: Clip) -> Place:
         """Raises OmniNFTError: the clip cannot be copied or written."""
         try:
-            return self._place(record.path, clip)
+            return self._place(record, clip)
         except OSError as error:
             raise OmniNFTError(f"{record.path.name}: cannot be put into {self.root} ({error})") from error
 
-    def _place(self, source: Path, clip: Clip) -> Place:
+    def _place(self, record: ClipRecord, clip: Clip) -> Place:
+        source = record.path
         is_copy = plays_in_browsers(source) and not _sounds_from_beside(source, clip)
         token = _digest(source)
         target = self.root / CLIPS / f"{token}{source.suffix.lower() if is_copy else '.mp4'}"
@@ -73,20 +72,20 @@ class ClipFolder:
             write_clip(target, playable(clip))
         with self._lock:
             self.placed.append(Placed(f"{CLIPS}/{target.name}", source, is_copy))
-        still = _jpeg(clip.video[0])
+        still = poster(record, clip)
         if self.embed:
             return self._embedded(target, still)
-        poster = self.root / POSTERS / f"{token}.jpg"
-        poster.parent.mkdir(parents=True, exist_ok=True)
-        poster.write_bytes(still)
-        return Place(f"{CLIPS}/{target.name}", f"{POSTERS}/{poster.name}")
+        picture = self.root / POSTERS / f"{token}.jpg"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.write_bytes(still)
+        return Place(f"{CLIPS}/{target.name}", f"{POSTERS}/{picture.name}")
 
     def _embedded(self, target: Path, still: bytes) -> Place:
         data = target.read_bytes()
         with self._lock:
             self.num_bytes += len(data)
         kind = "video/webm" if target.suffix == ".webm" else "video/mp4"
-        return Place(_data_uri(kind, data), _data_uri("image/jpeg", still))
+        return Place(data_uri(kind, data), data_uri("image/jpeg", still))
 
 
 def plays_in_browsers(path: Path) -> bool:
@@ -135,20 +134,3 @@ def _digest(source: Path) -> str:
                 while piece := file.read(1 << 20):
                     digest.update(piece)
     return digest.hexdigest()[:12]
-
-
-def _jpeg(frame: np.ndarray) -> bytes:
-    """A still of at most `_POSTER_SIDE` pixels a side; frame is uint8 [H, W, 3]."""
-    height, width = frame.shape[:2]
-    shrink = min(1.0, _POSTER_SIDE / max(height, width))
-    encoder = av.VideoCodecContext.create("mjpeg", "w")
-    encoder.width, encoder.height = (max(2, round(size * shrink / 2) * 2) for size in (width, height))
-    encoder.pix_fmt, encoder.time_base = "yuvj420p", Fraction(1)
-    encoder.qmin, encoder.qmax = 4, 4
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    picture = picture.reformat(encoder.width, encoder.height, "yuvj420p")
-    return b"".join(bytes(packet) for packet in [*encoder.encode(picture), *encoder.encode(None)])
-
-
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

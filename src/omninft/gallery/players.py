@@ -18,6 +18,7 @@ from markupsafe import Markup
 from omninft.clips.media import read_clip, read_wav, sidecar_of
 from omninft.evaluation.paired import Measure
 from omninft.gallery import figures
+from omninft.gallery.posters import data_uri, poster
 from omninft.gallery.run_folder import ClipRecord, ClipSet
 from omninft.scorers.av_align import audio_peaks
 from omninft.types import Clip, OmniNFTError, Prompt
@@ -26,6 +27,7 @@ from omninft.types import Clip, OmniNFTError, Prompt
 SMALL = 256
 # Times that a description of a waveform reads out; the marks show all.
 _TIMES_TOLD = 12
+_EDGE = 0.1  # s by which an event measured beside the clip's ends is drawn at the end; it was counted
 _SAME_SOUND = 0.2  # what AAC may leave of a sound's difference from itself, relative to the louder of the two
 
 
@@ -118,7 +120,8 @@ def player_groups(
     keys = dict.fromkeys(key for _, clips in sets for key in clips.clips)
 
     def place(record: ClipRecord, clip: Clip) -> Place:
-        return Place(quote(Path(os.path.relpath(record.path, page_dir)).as_posix()))
+        src = quote(Path(os.path.relpath(record.path, page_dir)).as_posix())
+        return Place(src, data_uri("image/jpeg", poster(record, clip)))
 
     absent = "No clip of this prompt here."
     return [player_group([(label, s.clips.get(key, absent)) for label, s in sets], measures, place) for key in keys]
@@ -162,10 +165,10 @@ def _take(label: str, record: ClipRecord, clip: Clip, duration: float, place: Pl
     except OmniNFTError as error:
         return Take(label, "", 0, 0, Markup(), str(error))
     heard = record.heard
-    if find_onsets and not heard and clip.waveform.size and np.isfinite(clip.waveform).all():
+    if heard is None and find_onsets and clip.waveform.size and np.isfinite(clip.waveform).all():
         heard = tuple(float(t) for t in audio_peaks(clip))
     height, width = clip.video.shape[1:3]
-    wave = _wave(clip, record.seen, heard, duration)
+    wave = _wave(clip, record.seen, heard or (), duration)
     return Take(label, found.src, width, height, wave, "", found.poster, record.path.name, clip.frame_rate)
 
 
@@ -196,6 +199,9 @@ def _with_sound_of(clip: Clip, beside: Path) -> Clip:
 
 def _wave(clip: Clip, seen: Sequence[float], heard: Sequence[float], duration: float) -> Markup:
     has_sound = clip.waveform.size > 0
+    seen, heard = (
+        [min(max(t, 0.0), duration) for t in times if -_EDGE <= t <= duration + _EDGE] for times in (seen, heard)
+    )
     words = [f"Sound of {len(clip.video) / clip.frame_rate:.2f} s" if has_sound else "No sound"]
     for name, times in (("seen", seen), ("heard", heard)):
         if times:
@@ -208,8 +214,8 @@ def _wave(clip: Clip, seen: Sequence[float], heard: Sequence[float], duration: f
         figures.peaks(shown) if has_sound else shown.reshape(0, 2),
         duration,
         sound_seconds=min(length, duration),
-        seen=[t for t in seen if 0 <= t <= duration],
-        heard=[t for t in heard if 0 <= t <= duration],
+        seen=seen,
+        heard=heard,
         label="; ".join(words),
     )
     return Markup(svg)

@@ -233,7 +233,7 @@ def curves_figure(panels: Sequence[CurvePanel], columns: int = 3) -> Figure:
         axes.locator_params(axis="y", nbins=5)
         axes.locator_params(axis="x", nbins=6, integer=True)
         if i + columns >= len(panels):
-            axes.set_xlabel("iteration")
+            axes.set_xlabel("iterations done")
     entries: dict[str, Any] = {}
     for axes in grid:
         handles, names = axes.get_legend_handles_labels()

@@ -18,14 +18,14 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from omninft.evaluation.paired import GROUP_TITLES, JUDGED_ON, Estimate, PairedRow, PairedTable
+from omninft.evaluation.paired import EQUIVALENCE, GROUP_TITLES, JUDGED_ON, Estimate, PairedRow, PairedTable
 from omninft.files import write_text
 from omninft.gallery import curves, figures
 from omninft.gallery.players import player_groups, score_names
-from omninft.gallery.run_folder import RunFolder, read_run_folder, shown_sets
+from omninft.gallery.run_folder import RunFolder, after, read_run_folder, shown_sets
 
 FILE_NAME = "report.html"
-_TONES = {"better": "better", "worse": "worse", "no difference": "same"}
+_TONES = {"better": "better", "worse": "worse", "no difference": "same", "unclear": "same"}
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,21 @@ class Command:
     text: str
 
 
-def write_report(run_dir: str | Path) -> Path:
+def write_report(run_dir: str | Path, *, running: bool = False, refresh: int = 0) -> Path:
     """Write `report.html` into the run folder from whatever is in it, and return its path.
+
+    The page says how far a `running` run is, and loads itself again every `refresh` seconds (0: never).
 
     Raises OmniNFTError when `run_dir` is not a folder. Anything damaged inside is named in the report instead.
     """
     run = read_run_folder(run_dir)
-    page = render_report(run)
+    page = render_report(run, running=running, refresh=refresh)
     path = run.path / FILE_NAME
     write_text(path, page)
     return path
 
 
-def render_report(run: RunFolder) -> str:
+def render_report(run: RunFolder, *, running: bool = False, refresh: int = 0) -> str:
     """The page as text."""
     measures = {row.measure.name: row.measure for row in run.table.rows} if run.table is not None else {}
     sets = shown_sets(run)
@@ -89,13 +91,18 @@ def render_report(run: RunFolder) -> str:
         .get_template("report.html.j2")
         .render(
             name=run.path.absolute().name,
-            sentence=headline(run),
-            facts=facts(run),
+            sentence=headline(run, running),
+            facts=facts(run, running),
+            refresh=refresh,
+            outlook=outlook(run),
+            is_evaluated=bool(run.evaluations()),
+            self_check=self_check(run),
             tables=final_tables(run.table),
             table_heading=_plot_heading(run.table),
             table_axis=_axis(run.table),
             table_caption=run.table.caption if run.table is not None else "",
             chance=_by_chance(run.table),
+            compares=_compares(run),
             first_look=first_look(run),
             first_look_at=_dev_span(run),
             groups=groups,
@@ -114,14 +121,62 @@ def render_report(run: RunFolder) -> str:
             settings_text=_settings(run.table),
             commands=commands(run, groups[0].prompt.prompt_av if groups else ""),
             css=page_asset("report.css"),
-            scripts=[page_asset("players.js"), page_asset("report.js")],
+            scripts=[page_asset(f"{name}.js") for name in ("players", "report", *(["live"] if refresh else []))],
         )
     )
 
 
-def headline(run: RunFolder) -> str:
-    """What happened, in one or two sentences made from the numbers."""
+def headline(run: RunFolder, running: bool = False) -> str:
+    """What happened, in a few sentences made from the numbers."""
+    placebo = "This is a placebo: its advantages were shuffled, so it must not learn."
+    sentences = [f"{progress(run, running)}." if running else "", _outcome(run, running)]
+    return " ".join(s for s in [*sentences, placebo if run.setting("credit.shuffle") else ""] if s)
+
+
+def progress(run: RunFolder, running: bool = False) -> str:
+    """How far the run is, e.g. "Running: 3 of 10 iterations done, about 4 min of training left"."""
     done, planned = len(run.iterations), run.setting("run.iterations")
+    text = f"{done} of {planned} iterations done" if planned else f"{done} iterations done"
+    left = _time_left(run)
+    if running and done == planned and run.table is None and _compares(run):
+        return f"Running: {text}, the final evaluation goes on"
+    return f"Running: {text}{f', about {left} of training left' if left else ''}" if running else text
+
+
+def _time_left(run: RunFolder) -> str:
+    """By the latest iterations, without evaluations; empty where that is not known."""
+    recent = [r["seconds"] for r in run.iterations[-5:] if isinstance(r.get("seconds"), int | float)]
+    left = (run.setting("run.iterations") or 0) - len(run.iterations)
+    return duration(left * sum(recent) / len(recent)) if recent and left > 0 else ""
+
+
+def outlook(run: RunFolder) -> str:
+    """What a run without a final table, and without two evaluations on dev, has for a result."""
+    if run.evaluations().get("dev"):
+        so_far = "Only one evaluation was made so far, on the dev prompts: there is nothing to compare it with."
+    else:
+        so_far = "There is no evaluation yet." if _evaluates(run) else "This run makes no evaluations."
+    later = "A finished run compares base and trained clips on the test prompts here."
+    return f"{so_far} {later}" if _compares(run) else so_far
+
+
+def _compares(run: RunFolder) -> bool:
+    """Whether the run is to end with base against trained on the test prompts."""
+    return bool(run.setting("evaluation.test_clips", True))
+
+
+def _evaluates(run: RunFolder) -> bool:
+    dev = run.setting("evaluation.every", True) and run.setting("evaluation.dev_clips", True)
+    return bool(dev) or _compares(run)
+
+
+def self_check(run: RunFolder) -> str:
+    """What the check of the first iteration found, "" before it."""
+    messages = [str(e.get("message", "")) for e in run.events]
+    return next((m for m in reversed(messages) if m.startswith("self-check")), "")
+
+
+def _outcome(run: RunFolder, running: bool) -> str:
     if run.table is not None and run.table.rows:
         phrases = [
             _group_phrase(run.table.group("trained"), "trained reward"),
@@ -131,8 +186,9 @@ def headline(run: RunFolder) -> str:
         return f"{sentence[0].upper()}{sentence[1:]}."
     if not run.metrics:
         return "Nothing has been recorded yet."
-    progress = f"{done} of {planned} iterations done" if planned else f"{done} iterations done"
-    return f"{progress}; no final evaluation yet. {_dev_sentence(run)}".strip()
+    final = "no final evaluation yet" if _compares(run) else "without a final evaluation"
+    told = "" if running else f"{progress(run)}; {final}."
+    return f"{told} {_dev_sentence(run)}".strip()
 
 
 def _group_phrase(rows: Sequence[PairedRow], noun: str) -> str:
@@ -142,7 +198,10 @@ def _group_phrase(rows: Sequence[PairedRow], noun: str) -> str:
     better = sum(row.verdict == "better" for row in rows)
     worse = sum(row.verdict == "worse" for row in rows)
     if not better and not worse:
-        return f"no clear difference in the {plural if len(rows) == 1 else f'{len(rows)} {plural}'}"
+        clear = all(row.verdict == "no difference" for row in rows)
+        return (
+            f"no {'' if clear else 'clear '}difference in the {plural if len(rows) == 1 else f'{len(rows)} {plural}'}"
+        )
     return f"{better} of {len(rows)} {plural} better" + (f", {worse} worse" if worse else "")
 
 
@@ -152,10 +211,10 @@ def _dev_sentence(run: RunFolder) -> str:
         return ""
     rose = sum(look.difference.startswith("+") for look in looks)
     first, latest = _dev_span(run)
-    return f"On the dev prompts {rose} of {len(looks)} means rose from iteration {first} to {latest}."
+    return f"On the dev prompts {rose} of {len(looks)} means rose from {first} to {latest} iterations."
 
 
-def facts(run: RunFolder) -> list[tuple[str, str]]:
+def facts(run: RunFolder, running: bool = False) -> list[tuple[str, str]]:
     """The run at a glance: label and value, those that are known."""
     rows = run.iterations
     planned = run.setting("run.iterations")
@@ -170,6 +229,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         ("Seed", run.setting("seed")),
         ("Iterations", done),
         ("Time", None if elapsed is None else duration(elapsed)),
+        ("Left", (_time_left(run) or None) if running else None),
         ("Test clips", f"{pairs} pairs" if pairs else None),
     ]
     return [(label, str(value)) for label, value in known if value is not None]
@@ -222,7 +282,9 @@ def _table_row(row: PairedRow, domain: tuple[float, float]) -> TableRow:
         difference_interval=interval(row.difference, signed=True),
         change=_percent(row.relative_change),
         plot=Markup(
-            figures.dot_plot(effect.mean, effect.low, effect.high, domain=domain, tone=f"is-{tone}", label=label)
+            figures.dot_plot(
+                effect.mean, effect.low, effect.high, domain=domain, tone=f"is-{tone}", label=label, margin=EQUIVALENCE
+            )
         ),
         tone=tone,
         verdict=f"{arrow} {row.verdict}".strip(),
@@ -253,7 +315,7 @@ def _axis(table: PairedTable | None) -> Markup:
 
 
 def _by_chance(table: PairedTable | None) -> str:
-    """How many verdicts a table of this size gives when nothing changed at all."""
+    """How many measures of a table of this size are called better or worse when nothing changed at all."""
     if table is None or not table.rows:
         return ""
     expected = len(table.rows) * (1 - table.confidence)
@@ -318,13 +380,15 @@ def _settings(table: PairedTable | None) -> str:
 
 def page_environment() -> jinja2.Environment:
     """Where the templates of pages come from."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("omninft.gallery", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["after"] = after
+    return environment
 
 
 def page_asset(name: str) -> Markup:

@@ -26,7 +26,7 @@ class ClipRecord:
     scores: dict[str, float]  # only those that are there
     reasons: dict[str, str]  # measure -> why its score is missing
     seen: tuple[float, ...] = ()  # s, events in the picture
-    heard: tuple[float, ...] = ()  # s, onsets in the sound
+    heard: tuple[float, ...] | None = None  # s, onsets in the sound; None where nobody has looked for them
     categories: tuple[str, ...] = ()
 
 
@@ -109,8 +109,13 @@ def shown_sets(run: RunFolder) -> list[tuple[str, ClipSet]]:
     dev = {int(m[1]): s for name, s in run.clip_sets.items() if (m := re.fullmatch(r"dev-(\d+)", name))}
     if dev:
         chosen = sorted({min(dev), max(dev)})
-        return [("Base" if at == 0 else f"After {at} iterations", dev[at]) for at in chosen]
+        return [(after(at), dev[at]) for at in chosen]
     return [(name, clips) for name, clips in list(run.clip_sets.items())[:1]]
+
+
+def after(iterations: int) -> str:
+    """What the policy is called that so many iterations made."""
+    return "Base" if iterations == 0 else f"After {iterations} iteration{'' if iterations == 1 else 's'}"
 
 
 def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
@@ -154,5 +159,5 @@ def clip_record(folder: Path, listed: ListedClip) -> ClipRecord:
         scores={name: value for name, value in listed.scores.items() if value is not None},
         reasons=dict(listed.reasons),
         seen=tuple(listed.events.get("video", ())),
-        heard=tuple(listed.events.get("audio", ())),
+        heard=tuple(listed.events["audio"]) if "audio" in listed.events else None,
     )

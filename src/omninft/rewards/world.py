@@ -26,6 +26,7 @@ ENVELOPE_SCALE = 2.0  # dB of error of the level over time that halve its score
 IMPURITY_MIDDLE, IMPURITY_SCALE = -8.0, 3.7  # dB of the power off the source's lines against all power
 FLOOR_MIDDLE, FLOOR_SCALE = -40.0, 6.0  # dBFS
 CLIPPING_SCALE = 0.01  # share of clipped samples that halves the score of clipping
+CERTAIN = 0.5  # strength from which an event counts as there
 OFFSET_SCALE = 0.1  # s over which synchrony falls to 1/e
 OFFSET_ROUND = 0.003  # s below which offsets are not told apart: the accuracy of the measurement
 
@@ -96,11 +97,20 @@ def audio_text(clip: Clip) -> float:
     return _weighted_mean(parts)
 
 
+def certain_events(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Times in seconds of the events that are certainly seen and of those certainly heard: those that are counted."""
+    seen, heard = video_facts(clip), sound_facts(clip)
+    return (
+        seen.event_times[seen.event_strengths >= CERTAIN],
+        heard.onset_times[heard.onset_strengths >= CERTAIN],
+    )
+
+
 def sync(clip: Clip) -> float:
     """How well every event seen has its sound, and every sound its event; 0 where there is neither."""
     seen, heard = video_facts(clip), sound_facts(clip)
-    # What the report marks under the player.
-    clip.views["events"] = {"video": seen.event_times.tolist(), "audio": heard.onset_times.tolist()}
+    # What the report marks under the player. Faint ones weigh here by their strength, but no count counts them.
+    clip.views["events"] = {name: t.tolist() for name, t in zip(("video", "audio"), certain_events(clip), strict=True)}
     return synchrony(seen.event_times, seen.event_strengths, heard.onset_times, heard.onset_strengths)
 
 

@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from omninft.rewards.formulas import Formula, score_table
 from omninft.rewards.registry import ComponentSpec, Input
+from omninft.rewards.world import certain_events
 from omninft.scorers.av_align import av_align
 from omninft.scorers.weights import JudgingModel
 from omninft.scorers.world_sound import resynthesis, sound_facts
@@ -16,7 +17,6 @@ from omninft.worlds.wording import Request, read_request
 
 NO_MATCH = 500.0  # ms: the offset of a clip in which nothing seen has a sound
 MEL_CAP = 60.0  # dB: silence against full scale
-CERTAIN = 0.5  # strength from which an event counts as there
 FAINT_SQUARE = 0.5  # opacity from which a square counts as there
 
 
@@ -29,18 +29,9 @@ def _request(clip: Clip, *parts: str) -> Request:
     return request
 
 
-def _events(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Times in seconds of the events that are certainly seen and of those certainly heard."""
-    seen, heard = video_facts(clip), sound_facts(clip)
-    return (
-        seen.event_times[seen.event_strengths >= CERTAIN],
-        heard.onset_times[heard.onset_strengths >= CERTAIN],
-    )
-
-
 def sync_offset_ms(clip: Clip) -> float:
     """Mean distance of the best one-to-one pairs of events and onsets, ms; NO_MATCH at most, and without a pair."""
-    seen, heard = _events(clip)
+    seen, heard = certain_events(clip)
     if not len(seen) or not len(heard):
         return NO_MATCH
     distance = np.minimum(np.abs(seen[:, None] - heard) * 1000, NO_MATCH)
@@ -50,16 +41,16 @@ def sync_offset_ms(clip: Clip) -> float:
 
 def video_count_right(clip: Clip) -> float:
     """1 where as many events are seen as asked for, else 0."""
-    return float(len(_events(clip)[0]) == _request(clip, "count").count)
+    return float(len(certain_events(clip)[0]) == _request(clip, "count").count)
 
 
 def audio_count_right(clip: Clip) -> float:
     """1 where as many sounds are heard as asked for, else 0."""
-    return float(len(_events(clip)[1]) == _request(clip, "sound_count").sound_count)
+    return float(len(certain_events(clip)[1]) == _request(clip, "sound_count").sound_count)
 
 
 def all_facts(clip: Clip) -> float:
-    """1 where kind, colour, both counts, kind of sound and pitch are all as asked for, else 0."""
+    """1 where kind, colour, both counts, kind of sound, pitch and the silent square are all as asked for, else 0."""
     request = _request(clip, "kind", "colour", "count", "sound_kind", "sound_count", "pitch")
     seen, heard = video_facts(clip), sound_facts(clip)
     return float(
@@ -68,6 +59,7 @@ def all_facts(clip: Clip) -> float:
         and (len(heard.onset_times) > 0 and heard.source == (request.sound_kind, request.pitch))
         and video_count_right(clip) == 1
         and audio_count_right(clip) == 1
+        and square_right(clip) == 1
     )
 
 
@@ -110,7 +102,7 @@ class WorldHeldOut:
             higher_is_better=False,
             unit="ms",
         ),
-        ComponentSpec("all_facts", "joint", "everything counted and named as asked"),
+        ComponentSpec("all_facts", "joint", "kind, colour, counts, sound, pitch and silent square all as asked"),
         ComponentSpec("video_count_right", "video", "exactly as many events seen as asked"),
         ComponentSpec("audio_count_right", "audio", "exactly as many sounds heard as asked"),
         ComponentSpec("square_right", "video", "the silent square there iff asked for"),

@@ -50,9 +50,16 @@ class HealthCheck:
     def summary(self) -> str:
         """What the self-check found, in a line."""
         f = self.facts
+        idle = [stream for stream in STREAMS if f[f"gradient_norm_{stream}"] == 0]
+        if idle:
+            found = f"not passed, {' and '.join(idle)} got a gradient of exactly 0"
+        elif f["moved_from_old"] == 0:
+            found = "not passed, the adapters did not move"
+        else:
+            found = "passed"
         fired = f"fired in {f['surgery_fired']} of {f['surgery_blocks']} blocks" if "surgery_fired" in f else "off"
         return (
-            f"self-check passed: {f['lora_modules']} LoRA modules, surgery {fired}, current moved by up to "
+            f"self-check {found}: {f['lora_modules']} LoRA modules, surgery {fired}, current moved by up to "
             f"{f['moved_from_old']:.2g} from old, gradient norms video {f['gradient_norm_video']:.2g} and "
             f"audio {f['gradient_norm_audio']:.2g}"
         )
@@ -68,12 +75,12 @@ class HealthCheck:
         learns = metrics["advantage/mean_abs_video"] + metrics["advantage/mean_abs_audio"] > 0
         if learns and moved == 0.0:
             raise OmniNFTError(
-                f"iteration {iteration}: the current adapter equals the old one after the optimiser step; "
+                f"iteration {iteration + 1}: the current adapter equals the old one after the optimiser step; "
                 "nothing was learnt. Expected gradients in its parameters"
             )
         if learns and not any(bool(torch.any(v)) for k, v in current.items() if k.endswith("lora_B")):
             raise OmniNFTError(
-                f"iteration {iteration}: every B of the current adapter is still 0, so it equals the reference"
+                f"iteration {iteration + 1}: every B of the current adapter is still 0, so it equals the reference"
             )
         for stream in STREAMS:
             self.facts[f"gradient_norm_{stream}"] = metrics.get(f"gradient_norm/{stream}", 0.0)

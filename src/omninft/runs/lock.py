@@ -75,6 +75,21 @@ class RunLock:
             self._file = None
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a process works on the run folder; False, too, where the file system cannot tell."""
+    try:
+        file = (folder / LOCK_FILE).open(encoding="utf-8")
+    except OSError:
+        return False
+    with file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
 def _lock(file: TextIO) -> None:
     if fcntl is None:
         raise OSError(errno.ENOSYS, "this system has no flock")
