@@ -174,7 +174,7 @@ def spied_velocities(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> list[
     real = setting.policy.velocity
 
     def spy(latents, sigma, context, geometry, adapter, conditioning=None, **kwargs):  # type: ignore[no-untyped-def]
-        active = {f.active for f in setting.policy.adapters._forwards}
+        active = setting.policy.adapters.active
         made = real(latents, sigma, context, geometry, adapter, conditioning, **kwargs)
         seen.append(
             {
@@ -199,7 +199,7 @@ def test_old_and_reference_predict_without_a_graph_and_current_inside_its_adapte
     one = [("old", False), ("reference", False), ("current", True)]
     expected = [(a, g, sigma, 2) for sigma in (1.0, 0.5) for _ in range(2) for a, g in one]
     assert calls == [*expected, ("current", False, 0.5, 2)]  # and how far current has moved
-    assert all(s["active"] == {"current"} for s in seen if s["gradient"])
+    assert all(s["active"] == "current" for s in seen if s["gradient"])
     for start in range(0, 12, 3):  # the three see the same noisy latents and texts
         for key in ("video", "audio", "context"):
             assert torch.equal(seen[start][key], seen[start + 1][key])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 
-from omninft.models.adapters import DEFAULT_TARGETS
+from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
 from tests.random_models import PROMPTS, make_policy
@@ -41,12 +42,11 @@ def test_a_forward_reads_the_adapter_it_names(moved_policy: LTX2Policy) -> None:
     assert torch.equal(velocity(policy, "old").video, velocity(policy, "current").video)
 
 
-def test_folded_products_equal_peft_own_forward(moved_policy: LTX2Policy) -> None:
+def test_folded_products_equal_peft_own_forward(moved_policy: LTX2Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = moved_policy
     folded = velocity(policy, "current")
     policy.transformer.set_adapter("current")
-    for layer in policy.adapters.layers:
-        del layer.__dict__["forward"]
+    monkeypatch.setattr(AdaptedLinear, "forward", LoraLinear.forward)
     plain = velocity(policy, "current")
     torch.testing.assert_close(folded.video, plain.video, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(folded.audio, plain.audio, atol=1e-5, rtol=1e-4)
@@ -146,6 +146,6 @@ def test_the_adapter_before_is_back_afterwards(moved_policy: LTX2Policy) -> None
     adapters = moved_policy.adapters
     with adapters.using("current"):
         with adapters.using("old"):
-            assert {f.active for f in adapters._forwards} == {"old"}
-        assert {f.active for f in adapters._forwards} == {"current"}
-    assert {f.active for f in adapters._forwards} == {"reference"}
+            assert adapters.active == "old"
+        assert adapters.active == "current"
+    assert adapters.active == "reference"
