@@ -50,6 +50,10 @@ class ModelConfig(Frozen):
     transformer: str = "transformer"  # sub-folder; LTX-2.5's full model is "transformer_full"
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; auto: float32 on cpu, else bfloat16
+    # What the frozen linears of the blocks are kept in; needs torchao (int8, float8) or bitsandbytes (nf4).
+    quantise: Literal["int8", "float8", "nf4"] | None = None
+    old_dtype: Literal["float32", "bfloat16"] = "float32"  # of the old adapter; bfloat16 rounds what current was
+    compile: bool = False  # the transformer's blocks, by torch.compile
     gradient_checkpointing: bool = False
     # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
     # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
@@ -219,7 +223,8 @@ class Config(Frozen):
         """What must agree for a checkpoint to continue this run: everything but length, place and logging."""
         tree = json.loads(self.model_dump_json(exclude={"run", "evaluation", "recipe", "held_out", "distributed"}))
         tree["run.old_schedule"] = self.run.old_schedule
-        return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in _flatten(tree).items()}
+        flat = {k: v for k, v in _flatten(tree).items() if k not in ADDED or v != ADDED[k]}
+        return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in flat.items()}
 
     def digest(self) -> str:
         """Twelve hex digits of the fingerprint."""
@@ -235,6 +240,9 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat[f"{prefix}{key}"] = value
     return flat
 
+
+# Keys that checkpoints of earlier versions do not have, and the value that says what was so then.
+ADDED = {"model.quantise": None, "model.old_dtype": "float32", "model.compile": False}
 
 # Keys of earlier versions, and where what they said is said now.
 RENAMED = {

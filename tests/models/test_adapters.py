@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
 
-from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear
+from omninft.config import LoraConfig
+from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear, AdapterSet, Switch, peft_config
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
-from tests.random_models import PROMPTS, make_policy
+from tests.random_models import PROMPTS, make_policy, random_pipeline
+
+CONFIG = LoraConfig(rank=4, alpha=8)
 
 
 def velocity(policy: LTX2Policy, adapter: str) -> Latents:
@@ -126,6 +130,67 @@ def test_adapters_are_float32_on_a_bfloat16_base() -> None:
     made = velocity(policy, "current")
     assert made.video.dtype == torch.float32
     assert torch.isfinite(made.video).all()
+
+
+def test_a_bfloat16_base_multiplies_in_bfloat16_from_float32_masters() -> None:
+    torch.manual_seed(0)
+    exact = AdaptedLinear(nn.Linear(24, 16), "current", peft_config(CONFIG), r=4, lora_alpha=8)
+    rounded = AdaptedLinear(nn.Linear(24, 16).bfloat16(), "current", peft_config(CONFIG), r=4, lora_alpha=8)
+    exact.base_layer.weight.data.copy_(rounded.base_layer.weight)
+    exact.base_layer.bias.data.copy_(rounded.base_layer.bias)
+    x = torch.randn(2, 9, 24).bfloat16()
+    gradients = {}
+    for layer in (exact, rounded):
+        layer.lora_A.float(), layer.lora_B.float()
+        layer.lora_B["current"].weight.data.copy_(torch.randn(16, 4, generator=torch.Generator().manual_seed(1)))
+        layer.lora_A["current"].weight.data.copy_(torch.randn(4, 24, generator=torch.Generator().manual_seed(2)))
+        layer.set_up(Switch("current"))
+        given = x.to(layer.base_layer.weight.dtype).requires_grad_()
+        made = layer(given)
+        made.square().mean().backward()
+        assert made.dtype == given.dtype
+        gradients[layer] = [layer.lora_A["current"].weight.grad, layer.lora_B["current"].weight.grad, given.grad]
+    assert gradients[rounded][0].dtype == gradients[rounded][1].dtype == torch.float32
+    for a, b in zip(gradients[rounded], gradients[exact], strict=True):
+        assert 0 < float((a - b).norm() / b.norm()) < 0.01  # bfloat16 has 8 bits
+
+
+@pytest.mark.parametrize("tokens", [7, 100])
+def test_gradients_on_a_float32_base_are_those_of_the_written_formula(tokens: int) -> None:
+    torch.manual_seed(0)
+    layer = AdaptedLinear(nn.Linear(24, 16), "current", peft_config(CONFIG), r=4, lora_alpha=8)
+    layer.set_up(Switch("current"))
+    a, b = layer.lora_A["current"].weight, layer.lora_B["current"].weight
+    b.data.normal_()
+    x = torch.randn(tokens, 24)
+    layer(x).square().mean().backward()
+    w, bias, a64, b64 = (t.detach().double().requires_grad_() for t in (layer.weight, layer.bias, a, b))
+    (x.double() @ (w + 2 * b64 @ a64).t() + bias).square().mean().backward()
+    for found, exact in ((a.grad, a64.grad), (b.grad, b64.grad)):
+        assert float((found - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_old_may_be_kept_in_bfloat16() -> None:
+    policy = make_policy()
+    adapters = AdapterSet(random_pipeline("ltx-2").transformer, policy.config.lora, 0, torch.bfloat16)
+    for tensor in adapters.state("current").values():
+        tensor.normal_()
+    adapters.mix(0.25)
+    for key, tensor in adapters.state("old").items():
+        assert tensor.dtype == torch.bfloat16
+        current = adapters.state("current")[key]
+        assert current.dtype == torch.float32
+    before = {k: v.clone() for k, v in adapters.state("old").items()}
+    adapters.mix(0.5)
+    for key, tensor in adapters.state("old").items():
+        current = adapters.state("current")[key]
+        assert torch.equal(tensor, (0.5 * before[key].float() + 0.5 * current).bfloat16())  # rounded once
+    layer = adapters.layers[0]
+    x = torch.randn(1, 2 * layer.in_features, layer.in_features)
+    with adapters.using("old"):
+        folded, apart = layer(x), torch.cat([layer(row) for row in x[0].split(1)])
+    assert folded.dtype == torch.float32
+    torch.testing.assert_close(folded[0], apart, atol=1e-5, rtol=1e-5)
 
 
 def test_the_folded_old_is_forgotten_when_old_moves(moved_policy: LTX2Policy) -> None:

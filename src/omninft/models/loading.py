@@ -13,6 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
+from omninft.models.quantise import quantise_base
 from omninft.types import OmniNFTError
 
 BUNDLED = "tiny"
@@ -73,7 +74,7 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
     """The pipeline of `config.path`, frozen, in evaluation mode, on its device.
 
     Raises:
-        OmniNFTError: nothing loadable there; the cause and what was expected are named.
+        OmniNFTError: nothing loadable there, or no package to quantise with; the cause and what was expected are named.
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
@@ -98,4 +99,5 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
+    quantise_base(pipeline.transformer, config.quantise, device)
     return pipeline.to(device)

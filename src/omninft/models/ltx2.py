@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from omninft.config import ModelConfig, SamplingConfig
 from omninft.models.adapters import AdapterSet
+from omninft.models.compiling import compile_blocks, uncompiled
 from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
 from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder
 from omninft.models.recording import ResponseRecorder, V2ARecorder
@@ -68,11 +70,14 @@ class LTX2Policy:
         self.transformer: nn.Module = pipeline.transformer
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.adapters = AdapterSet(self.transformer, config.lora, seed)
+        self.adapters = AdapterSet(self.transformer, config.lora, seed, getattr(torch, config.old_dtype))
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        if config.compile:
+            compile_blocks(self.transformer)
         self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
+        self._recorders: WeakSet[Recorder] = WeakSet()
         for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
             setattr(self.transformer, name, CachedRotary(getattr(self.transformer, name)))
 
@@ -123,9 +128,13 @@ class LTX2Policy:
         """
         first = recording.first_block
         first = int(first * len(self.blocks)) if isinstance(first, float) else first
+        made: Recorder
         if recording.kind == "responses":
-            return ResponseRecorder([site for site in self.sites if site.block >= first])
-        return V2ARecorder(self.blocks, None, first, recording.rope, recording.value_weighted)
+            made = ResponseRecorder([site for site in self.sites if site.block >= first])
+        else:
+            made = V2ARecorder(self.blocks, None, first, recording.rope, recording.value_weighted)
+        self._recorders.add(made)
+        return made
 
     def geometry(self, sampling: SamplingConfig) -> Geometry:
         """Sizes of the clips that `sampling` asks for; what it leaves out is the model's training size.
@@ -244,7 +253,8 @@ class LTX2Policy:
             video = torch.where(conditioning.mask[..., None], conditioning.video, video)
             video_timestep = timestep[:, None] * ~conditioning.mask
         video_coords, audio_coords = self._coordinates(geometry, len(latents))
-        with self.adapters.using(adapter):
+        recording = any(recorder.recording for recorder in self._recorders)
+        with self.adapters.using(adapter), uncompiled(self.config.compile and recording):
             made_video, made_audio = self.transformer(
                 hidden_states=video.to(self.dtype),
                 audio_hidden_states=latents.audio.to(self.dtype),
