@@ -136,6 +136,7 @@ DEFAULT_KINDS = {"credit": "omninft", "objective": "negative_aware"}
 class OptimiserConfig(Frozen):
     """AdamW."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"  # adamw8bit: moments in 8 bits, needs bitsandbytes
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -242,7 +243,12 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 # Keys that checkpoints of earlier versions do not have, and the value that says what was so then.
-ADDED = {"model.quantise": None, "model.old_dtype": "float32", "model.compile": False}
+ADDED = {
+    "model.quantise": None,
+    "model.old_dtype": "float32",
+    "model.compile": False,
+    "optimiser.kind": "adamw",
+}
 
 # Keys of earlier versions, and where what they said is said now.
 RENAMED = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from omninft.checkpoint.store import flatten_optimizer, restore_optimizer
 from omninft.config import OptimiserConfig, SamplingConfig
 from omninft.distributed import Processes
-from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay
+from omninft.learning.update import PolicyUpdate, TrainingBatch, make_optimiser, old_decay
 from omninft.noise import Purpose, keyed_normal
 from omninft.objectives.negative_aware import NegativeAware, NegativeAwareOptions, policy_loss
 from omninft.objectives.protocol import ObjectiveContext
@@ -434,3 +437,39 @@ def test_probes_are_under_the_surgery_of_the_update(video_loss_only: bool) -> No
     update.surgery, update.video_loss_only = nullcontext(), video_loss_only
     assert update._surgery_on("video") is update.surgery
     assert (update._surgery_on("audio") is update.surgery) == (not video_loss_only)
+
+
+def test_8_bit_moments_go_on_exactly_where_they_were_saved() -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def fresh() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(8, 8))]
+        return parameters, make_optimiser(parameters, OptimiserConfig(kind="adamw8bit", learning_rate=1e-2))
+
+    def step(number: int, parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimiser.step()
+
+    parameters, optimiser = fresh()
+    step(0, parameters, optimiser)
+    tensors, values = flatten_optimizer(optimiser)
+    assert {tuple(t.shape) for t in tensors.values() if t.dtype == torch.uint8} == {(128, 64)}  # the small one stays
+    tensors, values = {k: t.clone() for k, t in tensors.items()}, json.loads(json.dumps(values))
+    weights = [p.detach().clone() for p in parameters]
+    step(1, parameters, optimiser)
+    again, resumed = fresh()
+    for parameter, weight in zip(again, weights, strict=True):
+        parameter.data.copy_(weight)
+    restore_optimizer(resumed, tensors, values)
+    step(1, again, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
+
+
+def test_8_bit_moments_without_their_package_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(OmniNFTError, match=r"adamw8bit needs bitsandbytes .*omninft\[quantised\]"):
+        make_optimiser([torch.nn.Parameter(torch.zeros(1))], OptimiserConfig(kind="adamw8bit"))
