@@ -64,20 +64,20 @@ class AdaptedLinear(LoraLinear):
         if active == "reference":
             made: Tensor = self.base_layer(x)
             return made
-        a, b = self.lora_A[active].weight, self.lora_B[active].weight
         if self.foldable and not torch.compiler.is_compiling() and x.shape[:-1].numel() > self.in_features:
-            return F.linear(x, self._folded(active, a, b), self.base_layer.bias)
+            return F.linear(x, self._folded(active), self.base_layer.bias)
         rows = x.reshape(-1, x.shape[-1])
         made = self.base_layer(rows)
-        low = rows.to(made.dtype) @ a.to(made.dtype).t()
-        made = torch.addmm(made, low, b.to(made.dtype).t(), alpha=self.scaling[active])
+        a, b = (part[active].weight.to(made.dtype) for part in (self.lora_A, self.lora_B))
+        made = torch.addmm(made, rows.to(made.dtype) @ a.t(), b.t(), alpha=self.scaling[active])
         return made.reshape(*x.shape[:-1], made.shape[-1])
 
-    def _folded(self, active: AdapterName, a: Tensor, b: Tensor) -> Tensor:
+    def _folded(self, active: AdapterName) -> Tensor:
         if active == "old" and self.merged_old is not None:
             return self.merged_old
         weight = self.base_layer.weight
-        folded = torch.add(weight, b.to(weight.dtype) @ a.to(weight.dtype), alpha=self.scaling[active])
+        a, b = (part[active].weight.to(weight.dtype) for part in (self.lora_A, self.lora_B))
+        folded = torch.addmm(weight, b, a, alpha=self.scaling[active])
         if active == "old":
             self.merged_old = folded = folded.detach()
         return folded

@@ -18,6 +18,7 @@ from diffusers import LTX2Pipeline
 from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from omninft.config import ModelConfig, SamplingConfig
 from omninft.models.adapters import AdapterSet
@@ -78,6 +79,7 @@ class LTX2Policy:
         self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
         self._recorders: WeakSet[Recorder] = WeakSet()
+        self._masks = WeakTensorKeyDictionary()  # text mask -> whether it masks anything
         for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
             setattr(self.transformer, name, CachedRotary(getattr(self.transformer, name)))
 
@@ -253,6 +255,7 @@ class LTX2Policy:
             video = torch.where(conditioning.mask[..., None], conditioning.video, video)
             video_timestep = timestep[:, None] * ~conditioning.mask
         video_coords, audio_coords = self._coordinates(geometry, len(latents))
+        mask = context.mask if self._masks_anything(context.mask) else None
         recording = any(recorder.recording for recorder in self._recorders)
         with self.adapters.using(adapter), uncompiled(self.config.compile and recording):
             made_video, made_audio = self.transformer(
@@ -264,8 +267,8 @@ class LTX2Policy:
                 audio_timestep=timestep,
                 sigma=timestep,
                 audio_sigma=timestep,
-                encoder_attention_mask=context.mask,
-                audio_encoder_attention_mask=context.mask,
+                encoder_attention_mask=mask,
+                audio_encoder_attention_mask=mask,
                 video_coords=video_coords,
                 audio_coords=audio_coords,
                 isolate_modalities=mode == "isolated",
@@ -274,6 +277,15 @@ class LTX2Policy:
                 return_dict=False,
             )
         return Latents(made_video.float(), made_audio.float())
+
+    def _masks_anything(self, mask: Tensor) -> bool:
+        """Ones alone (always so after the connectors' registers) are no mask, with which flash attention is ruled out.
+
+        Asked once of a tensor, because the answer waits for the device.
+        """
+        if mask not in self._masks:
+            self._masks[mask] = not bool((mask == 1).all())
+        return bool(self._masks[mask])
 
     def _coordinates(self, geometry: Geometry, batch: int) -> tuple[Tensor, Tensor]:
         key = (geometry, batch)
