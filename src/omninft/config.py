@@ -248,6 +248,7 @@ ADDED = {
     "model.old_dtype": "float32",
     "model.compile": False,
     "optimiser.kind": "adamw",
+    "objective.reference_share": 1.0,
 }
 
 # Keys of earlier versions, and where what they said is said now.

@@ -225,6 +225,14 @@ def test_a_reference_of_no_weight_is_not_predicted(monkeypatch: pytest.MonkeyPat
     assert "reference" not in {s["adapter"] for s in seen}
 
 
+def test_the_reference_is_predicted_in_its_share_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(reference_weight=0.1, reference_share=0.5)
+    seen = spied_velocities(setting, monkeypatch)
+    metrics = setting.run(UP, DOWN)
+    assert len([s for s in seen if s["adapter"] == "reference"]) == 1  # of two
+    assert metrics["reference/video"] >= 0
+
+
 def test_losses_are_those_of_the_policies_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(step_per="iteration", reference_weight=0.5)
     torch.manual_seed(2)
