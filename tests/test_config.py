@@ -157,6 +157,7 @@ def another(key: str, value: Any) -> Any:
         "credit.surgery.schedule": [{"start": 0, "stop": 1, "scale": 0.5}],
         "credit.surgery.audio_schedule": [{"start": 0, "stop": 1, "scale": 0.5}], "model.lora.targets": ["attn1.to_q"],
         "model.quantise": "int8", "model.old_dtype": "bfloat16", "optimiser.kind": "adamw8bit",
+        "model.offload": None,
     }  # fmt: skip
     if key in choices:
         return choices[key]

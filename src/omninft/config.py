@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError, Route
@@ -54,12 +54,24 @@ class ModelConfig(Frozen):
     quantise: Literal["int8", "float8", "nf4"] | None = None
     old_dtype: Literal["float32", "bfloat16"] = "float32"  # of the old adapter; bfloat16 rounds what current was
     compile: bool = False  # the transformer's blocks, by torch.compile
+    # blocks: frozen weights of the blocks wait in host memory and come one by one; needs gradient_checkpointing.
+    offload: Literal["none", "blocks"] = "none"
+    vae_tiling: bool = False  # decode in tiles of 512 pixels: less memory, seams blended
     gradient_checkpointing: bool = False
     # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
     # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
     first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
     max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> ModelConfig:
+        if self.offload == "blocks":
+            if not self.gradient_checkpointing:
+                raise ValueError("offload: blocks needs gradient_checkpointing: true, or a backward keeps all blocks")
+            if self.compile or self.quantise == "nf4":
+                raise ValueError("offload: blocks goes neither with compile nor with quantise: nf4")
+        return self
 
 
 class PromptsConfig(Frozen):
@@ -247,6 +259,8 @@ ADDED = {
     "model.quantise": None,
     "model.old_dtype": "float32",
     "model.compile": False,
+    "model.offload": "none",
+    "model.vae_tiling": False,
     "optimiser.kind": "adamw",
     "objective.reference_share": 1.0,
 }

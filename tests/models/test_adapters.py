@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from omninft.config import LoraConfig
+from omninft.export.lora import export_lora, read_lora
 from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear, AdapterSet, Switch, peft_config
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
@@ -170,7 +173,7 @@ def test_gradients_on_a_float32_base_are_those_of_the_written_formula(tokens: in
         assert float((found - exact).norm() / exact.norm()) < 1e-6
 
 
-def test_old_may_be_kept_in_bfloat16() -> None:
+def test_old_may_be_kept_in_bfloat16(tmp_path: Path) -> None:
     policy = make_policy()
     adapters = AdapterSet(random_pipeline("ltx-2").transformer, policy.config.lora, 0, torch.bfloat16)
     for tensor in adapters.state("current").values():
@@ -185,6 +188,10 @@ def test_old_may_be_kept_in_bfloat16() -> None:
     for key, tensor in adapters.state("old").items():
         current = adapters.state("current")[key]
         assert torch.equal(tensor, (0.5 * before[key].float() + 0.5 * current).bfloat16())  # rounded once
+    exported, _ = read_lora(export_lora(adapters, tmp_path, "old"))
+    assert all(
+        t.dtype == torch.float32 and torch.equal(t, adapters.state("old")[k].float()) for k, t in exported.items()
+    )
     layer = adapters.layers[0]
     x = torch.randn(1, 2 * layer.in_features, layer.in_features)
     with adapters.using("old"):

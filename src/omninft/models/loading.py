@@ -13,6 +13,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
+from omninft.models.offload import staying_on_the_host
 from omninft.models.quantise import quantise_base
 from omninft.types import OmniNFTError
 
@@ -99,5 +100,7 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
-    quantise_base(pipeline.transformer, config.quantise, device)
-    return pipeline.to(device)
+    stay = config.offload == "blocks"
+    quantise_base(pipeline.transformer, config.quantise, "cpu" if stay else device)
+    with staying_on_the_host(pipeline.transformer, stay):
+        return pipeline.to(device)

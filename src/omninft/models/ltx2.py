@@ -24,6 +24,7 @@ from omninft.config import ModelConfig, SamplingConfig
 from omninft.models.adapters import AdapterSet
 from omninft.models.compiling import compile_blocks, uncompiled
 from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
+from omninft.models.offload import BlockStream
 from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder
 from omninft.models.recording import ResponseRecorder, V2ARecorder
 from omninft.types import Conditioning, Geometry, Latents, Modality, OmniNFTError, Recording, TextContext
@@ -76,6 +77,12 @@ class LTX2Policy:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
         if config.compile:
             compile_blocks(self.transformer)
+        if config.vae_tiling:
+            pipeline.vae.enable_tiling()
+        if config.offload == "blocks":
+            for layer in self.adapters.layers:
+                layer.foldable = False  # a folded weight would stay on the device
+            self.stream = BlockStream(self.blocks, self.device)
         self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
         self._recorders: WeakSet[Recorder] = WeakSet()
