@@ -236,7 +236,8 @@ class GradientSurgery:
             shrinks too.
 
     Raises:
-        OmniNFTError: a schedule of the wrong length or with a negative factor, or a block without the modules.
+        OmniNFTError: a schedule of the wrong length or with a negative factor, a block without the modules, or one
+            where another surgery acts.
     """
 
     def __init__(
