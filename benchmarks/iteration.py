@@ -19,10 +19,12 @@ import argparse
 import json
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import Tensor
 
 from omninft.config import Config, load_config
@@ -30,6 +32,7 @@ from omninft.credit.protocol import CreditContext, CreditOptions
 from omninft.credit.surgery import GradientSurgery
 from omninft.distributed import Processes, available_cores
 from omninft.learning.update import PolicyUpdate, TrainingBatch
+from omninft.models.adapters import AdaptedLinear
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.recording import V2ARecorder
 from omninft.objectives.protocol import ObjectiveContext, ObjectiveOptions
@@ -117,16 +120,14 @@ def take_off_optimisations(policy: LTX2Policy) -> None:
     transformer = policy.transformer
     for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
         setattr(transformer, name, getattr(transformer, name).rotary)
+
+    def plain(layer: AdaptedLinear, x: Tensor) -> Tensor:
+        layer._disable_adapters = layer.switch.active == "reference"
+        layer._active_adapter = [layer.switch.active]
+        return LoraLinear.forward(layer, x)
+
     for layer in policy.adapters.layers:
-        del layer.__dict__["forward"]
-
-    def switch(name: str) -> None:
-        policy.adapters._active = name  # type: ignore[assignment]
-        for layer in policy.adapters.layers:
-            layer._disable_adapters = name == "reference"
-            layer._active_adapter = [name]
-
-    policy.adapters._set = switch  # type: ignore[method-assign, assignment]
+        layer.forward = partial(plain, layer)  # type: ignore[method-assign]
 
 
 def prompt_groups(clips: int, size: int) -> list[PromptGroup]:

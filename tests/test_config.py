@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from omninft.config import Config, build_config, load_config, recipe_names
+from omninft.config import ADDED, Config, build_config, load_config, recipe_names
 from omninft.credit.combine import CombineOptions
 from omninft.credit.surgery import REFERENCE_SCHEDULE_48
 from omninft.objectives.negative_aware import NegativeAwareOptions
@@ -156,6 +156,8 @@ def another(key: str, value: Any) -> Any:
         "objective.sigmas.values": [0.5], "sampling.stg_blocks": [1], "evaluation.sampling.stg_blocks": [1],
         "credit.surgery.schedule": [{"start": 0, "stop": 1, "scale": 0.5}],
         "credit.surgery.audio_schedule": [{"start": 0, "stop": 1, "scale": 0.5}], "model.lora.targets": ["attn1.to_q"],
+        "model.quantise": "int8", "model.old_dtype": "bfloat16", "optimiser.kind": "adamw8bit",
+        "model.offload": None,
     }  # fmt: skip
     if key in choices:
         return choices[key]
@@ -231,3 +233,10 @@ def test_evaluation_takes_every_size_from_sampling() -> None:
     given = {"num_frames": 17, "height": 64, "width": 96, "frame_rate": 8.0, "shift_tokens": 77, "batch_size": 3}
     made = load_config("paper", [f"sampling.{k}={v}" for k, v in given.items()]).evaluation_sampling
     assert {k: getattr(made, k) for k in given} == given
+
+
+def test_checkpoints_from_before_a_key_was_added_still_fit() -> None:
+    plain = load_config("omninft").fingerprint()
+    assert not ADDED.keys() & plain.keys()
+    changed = load_config("omninft", ["model.quantise=int8"]).fingerprint()
+    assert changed == plain | {"model.quantise": "int8"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
 
 from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError, Route
@@ -50,12 +50,28 @@ class ModelConfig(Frozen):
     transformer: str = "transformer"  # sub-folder; LTX-2.5's full model is "transformer_full"
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; auto: float32 on cpu, else bfloat16
+    # What the frozen linears of the blocks are kept in; needs torchao (int8, float8) or bitsandbytes (nf4).
+    quantise: Literal["int8", "float8", "nf4"] | None = None
+    old_dtype: Literal["float32", "bfloat16"] = "float32"  # of the old adapter; bfloat16 rounds what current was
+    compile: bool = False  # the transformer's blocks, by torch.compile
+    # blocks: frozen weights of the blocks wait in host memory and come one by one; needs gradient_checkpointing.
+    offload: Literal["none", "blocks"] = "none"
+    vae_tiling: bool = False  # decode in tiles of 512 pixels: less memory, seams blended
     gradient_checkpointing: bool = False
     # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
     # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
     first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
     max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
+
+    @model_validator(mode="after")
+    def _offload_fits(self) -> ModelConfig:
+        if self.offload == "blocks":
+            if not self.gradient_checkpointing:
+                raise ValueError("offload: blocks needs gradient_checkpointing: true, or a backward keeps all blocks")
+            if self.compile or self.quantise == "nf4":
+                raise ValueError("offload: blocks goes neither with compile nor with quantise: nf4")
+        return self
 
 
 class PromptsConfig(Frozen):
@@ -132,6 +148,7 @@ DEFAULT_KINDS = {"credit": "omninft", "objective": "negative_aware"}
 class OptimiserConfig(Frozen):
     """AdamW."""
 
+    kind: Literal["adamw", "adamw8bit"] = "adamw"  # adamw8bit: moments in 8 bits, needs bitsandbytes
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -219,7 +236,8 @@ class Config(Frozen):
         """What must agree for a checkpoint to continue this run: everything but length, place and logging."""
         tree = json.loads(self.model_dump_json(exclude={"run", "evaluation", "recipe", "held_out", "distributed"}))
         tree["run.old_schedule"] = self.run.old_schedule
-        return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in _flatten(tree).items()}
+        flat = {k: v for k, v in _flatten(tree).items() if k not in ADDED or v != ADDED[k]}
+        return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in flat.items()}
 
     def digest(self) -> str:
         """Twelve hex digits of the fingerprint."""
@@ -235,6 +253,17 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat[f"{prefix}{key}"] = value
     return flat
 
+
+# Keys that checkpoints of earlier versions do not have, and the value that says what was so then.
+ADDED = {
+    "model.quantise": None,
+    "model.old_dtype": "float32",
+    "model.compile": False,
+    "model.offload": "none",
+    "model.vae_tiling": False,
+    "optimiser.kind": "adamw",
+    "objective.reference_share": 1.0,
+}
 
 # Keys of earlier versions, and where what they said is said now.
 RENAMED = {

@@ -22,6 +22,7 @@ class Purpose(StrEnum):
     TRAIN_AUDIO = "train_audio"
     SDE_VIDEO = "sde_video"  # of a stochastic solver, numbered by its step
     SDE_AUDIO = "sde_audio"
+    REFERENCE_ROUNDS = "reference_rounds"  # which rounds of an iteration take the reference term, no clip's own
 
 
 class Occasion(IntEnum):

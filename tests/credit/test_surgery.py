@@ -492,3 +492,15 @@ def test_a_call_without_audio_is_refused_and_a_positional_one_works():
     attention(video, encoder_hidden_states=audio).sum().backward()
     assert torch.equal(cut, 0.25 * audio.grad)
     assert cut.any()
+
+
+def test_two_surgeries_at_one_place_are_refused():
+    model = tiny_model()
+    first = GradientSurgery(cross_sites(model.transformer_blocks), [0.5, 0.5])
+    with pytest.raises(OmniNFTError, match=r"block 0 \(audio_to_video_attn\): another gradient surgery acts there"):
+        GradientSurgery(cross_sites(model.transformer_blocks), [0.5, 0.5])
+    first.close()
+    second = GradientSurgery(cross_sites(model.transformer_blocks), [0.5, 0.5])
+    gradients_of(model, "video", second)
+    second.check_fired()
+    assert not any("surgery" in name for name in model.state_dict())

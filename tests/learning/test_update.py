@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
+from omninft.checkpoint.store import flatten_optimizer, restore_optimizer
 from omninft.config import OptimiserConfig, SamplingConfig
 from omninft.distributed import Processes
-from omninft.learning.update import PolicyUpdate, TrainingBatch, old_decay
+from omninft.learning.update import PolicyUpdate, TrainingBatch, make_optimiser, old_decay
 from omninft.noise import Purpose, keyed_normal
 from omninft.objectives.negative_aware import NegativeAware, NegativeAwareOptions, policy_loss
 from omninft.objectives.protocol import ObjectiveContext
@@ -174,7 +177,7 @@ def spied_velocities(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> list[
     real = setting.policy.velocity
 
     def spy(latents, sigma, context, geometry, adapter, conditioning=None, **kwargs):  # type: ignore[no-untyped-def]
-        active = {f.active for f in setting.policy.adapters._forwards}
+        active = setting.policy.adapters.active
         made = real(latents, sigma, context, geometry, adapter, conditioning, **kwargs)
         seen.append(
             {
@@ -199,7 +202,7 @@ def test_old_and_reference_predict_without_a_graph_and_current_inside_its_adapte
     one = [("old", False), ("reference", False), ("current", True)]
     expected = [(a, g, sigma, 2) for sigma in (1.0, 0.5) for _ in range(2) for a, g in one]
     assert calls == [*expected, ("current", False, 0.5, 2)]  # and how far current has moved
-    assert all(s["active"] == {"current"} for s in seen if s["gradient"])
+    assert all(s["active"] == "current" for s in seen if s["gradient"])
     for start in range(0, 12, 3):  # the three see the same noisy latents and texts
         for key in ("video", "audio", "context"):
             assert torch.equal(seen[start][key], seen[start + 1][key])
@@ -220,6 +223,14 @@ def test_a_reference_of_no_weight_is_not_predicted(monkeypatch: pytest.MonkeyPat
     seen = spied_velocities(setting, monkeypatch)
     setting.run(UP, DOWN)
     assert "reference" not in {s["adapter"] for s in seen}
+
+
+def test_the_reference_is_predicted_in_its_share_of_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(reference_weight=0.1, reference_share=0.5)
+    seen = spied_velocities(setting, monkeypatch)
+    metrics = setting.run(UP, DOWN)
+    assert len([s for s in seen if s["adapter"] == "reference"]) == 1  # of two
+    assert metrics["reference/video"] >= 0
 
 
 def test_losses_are_those_of_the_policies_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,3 +445,39 @@ def test_probes_are_under_the_surgery_of_the_update(video_loss_only: bool) -> No
     update.surgery, update.video_loss_only = nullcontext(), video_loss_only
     assert update._surgery_on("video") is update.surgery
     assert (update._surgery_on("audio") is update.surgery) == (not video_loss_only)
+
+
+def test_8_bit_moments_go_on_exactly_where_they_were_saved() -> None:
+    pytest.importorskip("bitsandbytes")
+
+    def fresh() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(128, 64)), torch.nn.Parameter(torch.randn(8, 8))]
+        return parameters, make_optimiser(parameters, OptimiserConfig(kind="adamw8bit", learning_rate=1e-2))
+
+    def step(number: int, parameters: list[torch.nn.Parameter], optimiser: torch.optim.Optimizer) -> None:
+        generator = torch.Generator().manual_seed(number)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimiser.step()
+
+    parameters, optimiser = fresh()
+    step(0, parameters, optimiser)
+    tensors, values = flatten_optimizer(optimiser)
+    assert {tuple(t.shape) for t in tensors.values() if t.dtype == torch.uint8} == {(128, 64)}  # the small one stays
+    tensors, values = {k: t.clone() for k, t in tensors.items()}, json.loads(json.dumps(values))
+    weights = [p.detach().clone() for p in parameters]
+    step(1, parameters, optimiser)
+    again, resumed = fresh()
+    for parameter, weight in zip(again, weights, strict=True):
+        parameter.data.copy_(weight)
+    restore_optimizer(resumed, tensors, values)
+    step(1, again, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
+
+
+def test_8_bit_moments_without_their_package_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(OmniNFTError, match=r"adamw8bit needs bitsandbytes .*omninft\[quantised\]"):
+        make_optimiser([torch.nn.Parameter(torch.zeros(1))], OptimiserConfig(kind="adamw8bit"))

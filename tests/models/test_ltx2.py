@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -230,3 +231,28 @@ def test_text_contexts_on_the_device_are_bounded(monkeypatch: pytest.MonkeyPatch
     assert calls == [*words, words[0]]
     for row in (0, 3):
         assert torch.equal(together.video[row], again.video[0])
+
+
+def test_a_text_mask_of_ones_is_no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = make_policy()
+    g = policy.geometry(SamplingConfig())
+    torch.manual_seed(0)
+    noisy = Latents(torch.randn(2, g.video_tokens, 16), torch.randn(2, g.audio_tokens, 16))
+    seen = []
+    real = policy.transformer.forward
+
+    def spy(**inputs: Any) -> Any:
+        seen.append((inputs["encoder_attention_mask"], inputs["audio_encoder_attention_mask"]))
+        return real(**inputs)
+
+    monkeypatch.setattr(policy.transformer, "forward", spy)
+    whole = policy.encode(PROMPTS)
+    assert bool((whole.mask == 1).all())
+    assert not whole.mask.is_floating_point()
+    short = replace(whole, mask=whole.mask.clone())
+    short.mask[0, :10] = 0
+    made = [policy.velocity(noisy, torch.tensor([0.5, 0.8]), c, g, "current") for c in (whole, short, whole)]
+    assert seen == [(None, None), (short.mask, short.mask), (None, None)]
+    assert torch.equal(made[0].video, made[2].video)
+    assert not torch.allclose(made[0].video[0], made[1].video[0], atol=1e-4)
+    torch.testing.assert_close(made[0].video[1], made[1].video[1])  # the other clip's text is whole

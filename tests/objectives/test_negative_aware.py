@@ -501,3 +501,39 @@ def test_each_branch_is_given_what_is_its_own() -> None:
         assert float(loss.loss) == pytest.approx(float(expected.loss), rel=1e-5)
         for key, value in expected.parts.items():
             torch.testing.assert_close(loss.parts[key], value, msg=f"{branch} {key}")
+
+
+def test_the_reference_term_on_some_rounds_is_unbiased() -> None:
+    g = Geometry(9, 32, 32, 12.0, 2, 1, 3, 4, 5, 2, 16000)
+    sigmas = SigmasOptions(choice="spread", count=4)
+    objective = NegativeAwareOptions(reference_share=0.25, sigmas=sigmas).build(ObjectiveContext(g, 3))
+    rounds = objective.rounds(SCHEDULE)
+    scales = torch.tensor([[objective.reference_scale(r, i) for r in rounds] for i in range(2000)])
+    assert ((scales == 4).sum(dim=1) == 1).all()  # one round of four, with the weight of four
+    torch.testing.assert_close(scales.mean(dim=0), torch.ones(4), atol=4 * (3 / 2000) ** 0.5, rtol=0)  # 4 deviations
+    assert torch.equal(scales[7], torch.tensor([objective.reference_scale(r, 7) for r in rounds]))
+    other = NegativeAwareOptions(reference_share=0.25, sigmas=sigmas).build(ObjectiveContext(g, 4))
+    other.rounds(SCHEDULE)
+    assert [other.reference_scale(r, i) for i in range(20) for r in rounds] != scales[:20].flatten().tolist()
+    half = NegativeAwareOptions(reference_share=0.5, sigmas=sigmas).build(ObjectiveContext(g, 3))
+    half.rounds(SCHEDULE)
+    assert sorted(half.reference_scale(r, 0) for r in rounds) == [0, 0, 2, 2]
+    whole = NegativeAwareOptions(sigmas=sigmas).build(ObjectiveContext(g, 3))
+    assert [whole.reference_scale(r, 0) for r in rounds] == [1, 1, 1, 1]
+
+
+def test_a_scaled_reference_term_counts_so_much_more_and_none_is_not_asked_for() -> None:
+    current, old, clean, reference = (
+        torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(i)) for i in range(4)
+    )
+    given = dict(
+        current_x0=current, old_x0=old, clean_x0=clean, sigma=torch.full((2,), 0.5), advantage=torch.ones(2),
+        valid=torch.ones(2, dtype=torch.bool), num_valid=2, options=NegativeAwareOptions(reference_weight=0.3),
+    )  # fmt: skip
+    none, one, four = (
+        branch_loss(reference_x0=reference if scale else None, reference_scale=scale, **given)  # type: ignore[arg-type]
+        for scale in (0.0, 1.0, 4.0)
+    )
+    assert float(four.loss - none.loss) == pytest.approx(4 * float(one.loss - none.loss), rel=1e-5)
+    torch.testing.assert_close(four.parts["reference"], 4 * one.parts["reference"])
+    assert not none.parts["reference"].any()

@@ -251,7 +251,7 @@ def flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
     The tensors are the optimiser's own and not copies: save them before its next step.
     """
     stored = optimizer.state_dict()
-    entries = {f"state.{index}.{key}": v for index, named in stored["state"].items() for key, v in named.items()}
+    entries = {f"state.{i}.{key}": v for i, named in stored["state"].items() for key, v in _unnested(named).items()}
     for number, group in enumerate(stored["param_groups"]):
         entries |= {f"group.{number}.{key}": value for key, value in group.items()}
     tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
@@ -263,7 +263,8 @@ def flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str
 def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Give a fresh optimiser over the same parameters what `flatten_optimizer` returned, bit for bit.
 
-    For optimisers whose state per parameter is scalars and tensors of its shape (Adam, AdamW, SGD and the like).
+    For optimisers whose state per parameter is scalars and tensors of its shape (Adam, AdamW, SGD and the like), or
+    mappings of what has its own (bitsandbytes' 8-bit moments).
 
     Raises OmniNFTError: another class, other parameter groups, names or shapes.
     """
@@ -290,18 +291,41 @@ def restore_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], value
     parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, named in state.items():
         for key, value in named.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameters[index].shape:
+            own_shape = _NESTED in key
+            if isinstance(value, Tensor) and value.ndim and not own_shape and value.shape != parameters[index].shape:
                 shape = list(parameters[index].shape)
                 raise OmniNFTError(f"parameter {index}: {key} has shape {list(value.shape)}, the parameter {shape}")
     # Copies: the optimiser updates its state in place.
     copied = {i: {k: v.clone() if isinstance(v, Tensor) else v for k, v in n.items()} for i, n in state.items()}
-    optimizer.load_state_dict({"state": copied, "param_groups": [groups[n] for n in range(len(now))]})
+    nested = {index: _nested(named) for index, named in copied.items()}
+    optimizer.load_state_dict({"state": nested, "param_groups": [groups[n] for n in range(len(now))]})
     for index, named in copied.items():
         restored = optimizer.state[parameters[index]]
         for key, value in named.items():
             # load_state_dict casts to the parameter's dtype, which loses bits of a float32 state of bfloat16 weights.
-            if isinstance(value, Tensor) and restored[key].dtype != value.dtype:
+            if isinstance(value, Tensor) and _NESTED not in key and restored[key].dtype != value.dtype:
                 restored[key] = value.to(parameters[index].device)
+
+
+_NESTED = "/"  # between the keys of a mapping and of what is in it
+
+
+def _unnested(named: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in named.items():
+        flat |= {f"{key}{_NESTED}{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in named.items():
+        outer, mark, inner = key.partition(_NESTED)
+        if mark:
+            tree.setdefault(outer, {})[inner] = value
+        else:
+            tree[key] = value
+    return tree
 
 
 class _OtherVersion(OmniNFTError):

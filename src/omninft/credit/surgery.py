@@ -7,10 +7,12 @@ that gradient block by block and leaves every forward value alone: h -> sg(h) + 
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +24,36 @@ Target = Literal["input", "projection"]
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Identity whose gradient is multiplied by what `read_scale()` says when the backward gets here."""
+    """Identity whose gradient is multiplied by what the hook with this key says when the backward gets here."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, read_scale: Callable[[], float]) -> Tensor:
+    def forward(ctx: Any, h: Tensor, key: Tensor) -> Tensor:
         # An attribute, not a saved tensor: activation checkpointing compares what forward and recomputation save.
-        ctx.read_scale = read_scale
+        ctx.key = key
         return h.view_as(h)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        scale = ctx.read_scale()
-        return (gradient if scale == 1 else gradient * scale), None
+        return _scale_by_hook(gradients[0], ctx.key), None
 
 
-def _scaled(h: Tensor, read_scale: Callable[[], float]) -> Tensor:
-    out: Tensor = _ScaleGradient.apply(h, read_scale)  # type: ignore[no-untyped-call]
+def _cross(h: Tensor, key: Tensor) -> Tensor:
+    out: Tensor = _ScaleGradient.apply(h, key)  # type: ignore[no-untyped-call]
     return out
+
+
+# Opaque to compilers: the factor is looked up, and the call counted, whenever a backward runs. The key is a tensor
+# because one graph serves all blocks, and on the CPU because reading it must not wait for the device.
+@torch.library.custom_op("omninft::scale_by_hook", mutates_args=())
+def _scale_by_hook(gradient: Tensor, key: Tensor) -> Tensor:
+    hook = _HOOKS.get(int(key))
+    scale = 1.0 if hook is None else hook.read_scale()
+    return gradient.clone() if scale == 1 else gradient * scale
+
+
+@_scale_by_hook.register_fake
+def _(gradient: Tensor, key: Tensor) -> Tensor:
+    return torch.empty_like(gradient)
 
 
 def scale_gradient(h: Tensor, s: float) -> Tensor:
@@ -48,7 +62,10 @@ def scale_gradient(h: Tensor, s: float) -> Tensor:
     Written out as sg(h) + s (h - sg(h)) the forward value would be the same only up to rounding, and in bf16 each of
     the three operations would be kept for the backward. h: any shape; s >= 0, 0 stops the gradient (to exact zeros).
     """
-    return _scaled(h, lambda: s)
+    out = h.view_as(h)
+    if out.requires_grad:
+        out.register_hook(lambda gradient: gradient * s)
+    return out
 
 
 @dataclass(frozen=True)
@@ -127,10 +144,11 @@ def _check_range(piece: SurgeryRange, num_blocks: int) -> None:
         raise OmniNFTError(f"{piece}: scale must be finite and not negative")
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hook:
     """One module where gradient crosses, as it was when the hook was set, and how often it was scaled there."""
 
+    surgery: GradientSurgery
     site: CrossSite
     path: str  # below the block, such as audio_to_video_attn.to_k
     module: nn.Module
@@ -139,6 +157,52 @@ class _Hook:
 
     def __str__(self) -> str:
         return f"block {self.site.block} ({self.path})"
+
+    def cross(self, h: Tensor, key: Tensor) -> Tensor:
+        """h, whose gradient will ask `read_scale`."""
+        if self.scale == 1:
+            return h
+        if not h.requires_grad:
+            self.count += self.surgery.active
+            return h
+        # Also while disabled, so that what is recorded does not depend on when the caller enables.
+        return _cross(h, key)
+
+    def read_scale(self) -> float:
+        """The factor on the gradient that is on its way here."""
+        if not self.surgery.active:
+            return 1.0
+        self.count += 1
+        return self.scale
+
+
+_HOOKS: WeakValueDictionary[int, _Hook] = WeakValueDictionary()
+_KEYS = itertools.count()
+
+
+def _crossing(module: nn.Module, h: Tensor) -> Tensor:
+    """h on its way through a hooked module. Compiled blocks share one graph, so nothing of one hook is read there."""
+    if not torch.is_grad_enabled():
+        return h
+    key: Tensor = module.surgery_key  # type: ignore[assignment]
+    if torch.compiler.is_compiling():
+        return _cross(h, key) if h.requires_grad else h
+    hook: _Hook = module.surgery_hook  # type: ignore[assignment]
+    return hook.cross(h, key)
+
+
+# One function for all modules, because compilers guard on which function a hook is.
+def _before_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if kwargs.get("encoder_hidden_states") is not None:
+        crossing = _crossing(module, kwargs["encoder_hidden_states"])
+        return args, {**kwargs, "encoder_hidden_states": crossing}
+    if len(args) > 1 and args[1] is not None:
+        return (args[0], _crossing(module, args[1]), *args[2:]), kwargs
+    raise OmniNFTError(f"{module.surgery_hook} was called without encoder_hidden_states: nothing crosses there")
+
+
+def _after_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return _crossing(module, output)
 
 
 class GradientSurgery:
@@ -172,7 +236,8 @@ class GradientSurgery:
             shrinks too.
 
     Raises:
-        OmniNFTError: a schedule of the wrong length or with a negative factor, or a block without the modules.
+        OmniNFTError: a schedule of the wrong length or with a negative factor, a block without the modules, or one
+            where another surgery acts.
     """
 
     def __init__(
@@ -191,7 +256,7 @@ class GradientSurgery:
             paths = [site.attention]
             if target == "projection":
                 paths = [f"{site.attention}.{name}" for name in site.projections]
-            self._hooks += [_Hook(site, path, site.find(path)) for path in paths]
+            self._hooks += [_Hook(self, site, path, site.find(path)) for path in paths]
         self.set_schedules(video_schedule, audio_schedule)
         self._handles: list[Any] = [self._attach(hook, target) for hook in self._hooks]
 
@@ -215,38 +280,14 @@ class GradientSurgery:
             hook.scale = 1.0 if chosen is None else float(chosen[hook.site.block])
 
     def _attach(self, hook: _Hook, target: Target) -> Any:
-        # Kept out of compiled graphs, where `active` could be frozen as it is at the first call.
-        @torch.compiler.disable
-        def before_attention(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if kwargs.get("encoder_hidden_states") is not None:
-                crossing = self._cross(kwargs["encoder_hidden_states"], hook)
-                return args, {**kwargs, "encoder_hidden_states": crossing}
-            if len(args) > 1 and args[1] is not None:
-                return (args[0], self._cross(args[1], hook), *args[2:]), kwargs
-            raise OmniNFTError(f"{hook} was called without encoder_hidden_states: nothing crosses there")
-
-        @torch.compiler.disable
-        def after_projection(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            return self._cross(output, hook)
-
+        if hasattr(hook.module, "surgery_hook"):
+            raise OmniNFTError(f"{hook}: another gradient surgery acts there already; close it first")
+        key = next(_KEYS)
+        _HOOKS[key] = hook.module.surgery_hook = hook  # type: ignore[assignment]
+        hook.module.surgery_key = torch.tensor(key)  # no buffer: it stays on the CPU and out of states
         if target == "input":
-            return hook.module.register_forward_pre_hook(before_attention, with_kwargs=True)
-        return hook.module.register_forward_hook(after_projection)
-
-    def _cross(self, h: Tensor, hook: _Hook) -> Tensor:
-        if hook.scale == 1 or not torch.is_grad_enabled():
-            return h
-        if not h.requires_grad:
-            hook.count += self.active
-            return h
-        # Also while disabled, so that what is recorded does not depend on when the caller enables.
-        return _scaled(h, lambda: self._read_scale(hook))
-
-    def _read_scale(self, hook: _Hook) -> float:
-        if not self.active:
-            return 1.0
-        hook.count += 1
-        return hook.scale
+            return hook.module.register_forward_pre_hook(_before_attention, with_kwargs=True)
+        return hook.module.register_forward_hook(_after_projection)
 
     def enable(self) -> None:
         """Scale in every backward from now on."""
@@ -312,5 +353,7 @@ class GradientSurgery:
         self.disable()
         for handle in self._handles:
             handle.remove()
+        for hook in self._hooks:
+            del hook.module.surgery_hook, hook.module.surgery_key
         self._handles.clear()
         self._hooks.clear()

@@ -58,7 +58,7 @@ def export_lora(adapters: AdapterSet, folder: Path, adapter: Literal["current", 
     scale = config.alpha / config.rank
     tensors = {}
     for name, tensor in adapters.state(adapter).items():
-        weight = tensor.cpu()
+        weight = tensor.cpu().float()  # old may be kept in bfloat16
         # Float64 so that only the storing rounds: not at all where alpha / rank is a power of two.
         folded = (weight.double() * scale).float() if name.endswith(".lora_B") else weight
         tensors[f"{_PREFIX}{_renamed(name, _ORIGINAL_NAMES)}.weight"] = folded.contiguous()

@@ -20,12 +20,13 @@ def gradients_of(loss: Tensor, parameters: Sequence[nn.Parameter]) -> Gradients:
 
 
 def norms_by_stream(
-    gradients: Gradients, names: Iterable[str], stream_of: Callable[[str], Modality]
+    gradients: Iterable[Tensor], names: Iterable[str], stream_of: Callable[[str], Modality]
 ) -> dict[Modality, float]:
     """Norm of the gradients in each stream's modules."""
     squares = dict.fromkeys(MODALITIES, 0.0)
-    for name, gradient in zip(names, gradients, strict=True):
-        squares[stream_of(name)] += float(gradient.square().sum())
+    each = torch.stack([gradient.square().sum() for gradient in gradients])
+    for name, square in zip(names, each.tolist(), strict=True):  # one wait for the device
+        squares[stream_of(name)] += square
     return {stream: square**0.5 for stream, square in squares.items()}
 
 

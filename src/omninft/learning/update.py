@@ -8,12 +8,14 @@ the mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omninft.config import OptimiserConfig
 from omninft.distributed import Processes
@@ -73,13 +75,7 @@ class PolicyUpdate:
         self.processes, self.surgery, self.video_loss_only = processes, surgery, video_loss_only
         self.named = policy.trainables.named_parameters()
         self.parameters = [p for _, p in self.named]
-        self.optimiser = torch.optim.AdamW(
-            self.parameters,
-            lr=optimiser.learning_rate,
-            betas=optimiser.betas,
-            eps=optimiser.epsilon,
-            weight_decay=optimiser.weight_decay,
-        )
+        self.optimiser = make_optimiser(self.parameters, optimiser)
         self.optimiser_step = 0
         self._probes: dict[str, float] = {}
         self._steps_taken = 0  # in the iteration at hand
@@ -91,13 +87,14 @@ class PolicyUpdate:
             OmniNFTError: a loss or gradient is not finite, or a parameter got no gradient; it says whether optimiser
                 steps of this iteration had been taken.
         """
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}  # float64, on the device until the end: reading one would wait for it
         norms: list[dict[str, float]] = []
         per_sigma = self.settings.step_per == "sigma"
         shares = 1 if per_sigma else len(self.rounds)
         counts = (batch.num_valid[0] * shares, batch.num_valid[1] * shares)
         weights = LossWeights(batch.advantages, batch.tokens, counts)
-        before = [p.detach().clone() for p in self.parameters]
+        # In host memory: no second copy of what is trained on the device, for numbers that are only logged.
+        before = [p.detach().to("cpu", copy=True) for p in self.parameters]
         self._steps_taken = 0
         last: tuple[Rollout, Prepared] | None = None
         for round_ in self.rounds:
@@ -108,12 +105,13 @@ class PolicyUpdate:
                 last = rollout, prepared
                 for name, branch in zip(MODALITIES, (video, audio), strict=True):
                     for key, value in branch.parts.items():
-                        sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + float(value[branch.valid].sum())
+                        added = torch.where(branch.valid, value, 0.0).sum(dtype=torch.float64)
+                        sums[f"{key}/{name}"] = sums.get(f"{key}/{name}", 0.0) + added
             if per_sigma or round_ is self.rounds[-1]:
                 norms.append(self._step(iteration))
                 self._steps_taken += 1
         valid = dict(zip(MODALITIES, batch.num_valid, strict=True))
-        totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+        totals = torch.stack(list(sums.values())).cpu()
         self.processes.sum_([totals])
         metrics = {
             key: float(total) / max(1, valid[key.split("/")[1]] * len(self.rounds))  # type: ignore[index]
@@ -241,17 +239,17 @@ class PolicyUpdate:
                 )
             gradients.append(parameter.grad)
         self.processes.sum_(gradients)
-        norms = torch._foreach_norm(gradients)
-        squares: dict[str, Tensor] = {}
-        for (name, _), norm in zip(self.named, norms, strict=True):
-            if not torch.isfinite(norm):
+        norms = torch.stack(torch._foreach_norm(gradients))
+        squares: dict[str, float] = {}
+        for (name, _), norm in zip(self.named, norms.tolist(), strict=True):  # one wait for the device
+            if not math.isfinite(norm):
                 raise OmniNFTError(
-                    f"iteration {iteration}: the gradient of {name} is not finite ({float(norm)}); {self._damage()}"
+                    f"iteration {iteration}: the gradient of {name} is not finite ({norm}); {self._damage()}"
                 )
             stream = self.policy.stream_of(name)
-            squares[stream] = squares.get(stream, torch.zeros_like(norm)) + norm.square()
-        metrics = {f"gradient_norm/{stream}": float(value.sqrt()) for stream, value in squares.items()}
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
+            squares[stream] = squares.get(stream, 0.0) + norm**2
+        metrics = {f"gradient_norm/{stream}": value**0.5 for stream, value in squares.items()}
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.settings.clip_norm, norms.norm())
         rate = self.settings.learning_rate * min(1.0, (self.optimiser_step + 1) / max(1, self.settings.warmup_steps))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -261,7 +259,7 @@ class PolicyUpdate:
         return metrics | {"learning_rate": rate}
 
     def _update_norms(self, before: list[Tensor]) -> dict[str, float]:
-        moved = [p.detach() - start for p, start in zip(self.parameters, before, strict=True)]
+        moved = (p.detach() - start.to(p.device) for p, start in zip(self.parameters, before, strict=True))
         norms = norms_by_stream(moved, [name for name, _ in self.named], self.policy.stream_of)
         return {f"update_norm/{stream}": norm for stream, norm in norms.items()}
 
@@ -275,6 +273,27 @@ class PolicyUpdate:
         self.processes.sum_([sums])
         *totals, clips = sums.tolist()
         return {f"old_deviation_sample/{b}": total / clips for b, total in zip(MODALITIES, totals, strict=True)}
+
+
+def make_optimiser(parameters: list[nn.Parameter], settings: OptimiserConfig) -> torch.optim.Optimizer:
+    """AdamW; `adamw8bit` keeps its moments in 8 bits, but for tensors below 4096 elements.
+
+    Raises:
+        OmniNFTError: bitsandbytes is missing or does not import.
+    """
+    options: dict[str, Any] = dict(
+        lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay
+    )
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise OmniNFTError(
+            f"optimiser.kind: adamw8bit needs bitsandbytes ({error}); pip install 'omninft[quantised]'"
+        ) from error
+    made: torch.optim.Optimizer = AdamW8bit(parameters, **options)
+    return made
 
 
 def old_decay(schedule: int, step: int) -> float:

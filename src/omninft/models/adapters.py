@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -29,16 +30,73 @@ DEFAULT_TARGETS = tuple(f"{a}.{p}" for a in ATTENTIONS for p in ("to_q", "to_k",
 )
 
 
+@dataclass
+class Switch:
+    """Which adapter forwards read: one object for all layers, so that a compiled block sees a value, not a layer."""
+
+    active: AdapterName = "reference"
+
+
+class AdaptedLinear(LoraLinear):
+    """A linear of any kind (plain, torchao, bitsandbytes) with its adapters: y = x W^T + b + s (x A^T) B^T.
+
+    Adapters multiply in the dtype of what the base makes, from whatever dtype they are kept in. On a plain float32
+    weight they are folded, y = x (W + s B A)^T + b, where a call sees more tokens than the layer has features: one
+    product instead of three; for *old*, which is fixed during an iteration, the folded weight is kept. Elsewhere the
+    products stay apart: bfloat16 would round the update away, a quantised weight cannot be folded, and a compiler has
+    to see one graph.
+    """
+
+    switch: Switch
+    foldable: bool
+    merged_old: Tensor | None
+
+    def set_up(self, switch: Switch) -> None:
+        """After the adapters were added."""
+        self.switch, self.merged_old = switch, None
+        weight = self.base_layer.weight
+        self.foldable = (
+            type(self.base_layer) is nn.Linear and type(weight) is nn.Parameter and weight.dtype == torch.float32
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.switch.active
+        if active == "reference":
+            made: Tensor = self.base_layer(x)
+            return made
+        if self.foldable and not torch.compiler.is_compiling() and x.shape[:-1].numel() > self.in_features:
+            return F.linear(x, self._folded(active), self.base_layer.bias)
+        rows = x.reshape(-1, x.shape[-1])
+        made = self.base_layer(rows)
+        a, b = (part[active].weight.to(made.dtype) for part in (self.lora_A, self.lora_B))
+        made = torch.addmm(made, rows.to(made.dtype) @ a.t(), b.t(), alpha=self.scaling[active])
+        return made.reshape(*x.shape[:-1], made.shape[-1])
+
+    def _folded(self, active: AdapterName) -> Tensor:
+        if active == "old" and self.merged_old is not None:
+            return self.merged_old
+        weight = self.base_layer.weight
+        a, b = (part[active].weight.to(weight.dtype) for part in (self.lora_A, self.lora_B))
+        folded = torch.addmm(weight, b, a, alpha=self.scaling[active])
+        if active == "old":
+            self.merged_old = folded = folded.detach()
+        return folded
+
+
 class AdapterSet:
     """The adapters of a transformer. `current` is trained, `old` samples, `reference` is the base alone.
 
-    Adapters are float32 whatever the base's dtype; `B` starts at 0, so that all three policies start out equal.
+    Adapters are float32 whatever the base's dtype (`old` may be kept in bfloat16: half the memory, and then not exactly
+    what current was); `B` starts at 0, so that all three policies start out equal.
     """
 
-    def __init__(self, transformer: nn.Module, config: LoraConfig, seed: int) -> None:
+    def __init__(
+        self, transformer: nn.Module, config: LoraConfig, seed: int, old_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.transformer = transformer
         self.config = config
         peft = peft_config(config)
+        peft._register_custom_module({nn.Linear: AdaptedLinear})
         # The draw of A is keyed by the run's seed and leaves torch's own generator as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -46,19 +104,23 @@ class AdapterSet:
                 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
                 for name in ("current", "old"):
                     transformer.add_adapter(peft, adapter_name=name)  # type: ignore[operator]
-        self.layers: list[LoraLinear] = [m for m in transformer.modules() if isinstance(m, LoraLinear)]
+        self.layers = [m for m in transformer.modules() if isinstance(m, AdaptedLinear)]
         if not self.layers:
             raise OmniNFTError(f"no module matches the LoRA targets {list(config.targets or DEFAULT_TARGETS)}")
+        self._switch = Switch()
         for layer in self.layers:
+            layer.set_up(self._switch)
             for part in (layer.lora_A, layer.lora_B):
-                part.float()
-        self._forwards = [_AdapterLinear(layer) for layer in self.layers]
-        for layer, forward in zip(self.layers, self._forwards, strict=True):
-            layer.forward = forward  # type: ignore[method-assign]
+                part["current"].float()
+                part["old"].to(old_dtype)
         for name, parameter in transformer.named_parameters():
             parameter.requires_grad_(".current." in name)
         self.copy("current", "old")
-        self._active: AdapterName = "reference"
+
+    @property
+    def active(self) -> AdapterName:
+        """What a forward reads now."""
+        return self._switch.active
 
     def state(self, name: TrainedName) -> dict[str, Tensor]:
         """Parameters of an adapter by module name, e.g. `transformer_blocks.0.attn1.to_q.lora_A`."""
@@ -103,58 +165,22 @@ class AdapterSet:
         """old <- decay * old + (1 - decay) * current."""
         current, old = self.state("current"), self.state("old")
         for key, tensor in old.items():
-            # In this order, and not as a lerp, decay 0 gives exactly current.
-            tensor.mul_(decay).add_(current[key], alpha=1 - decay)
+            # In this order, and not as a lerp, decay 0 gives exactly current; in float32 whatever old is kept in.
+            tensor.copy_((tensor.float() * decay).add_(current[key], alpha=1 - decay))
         self._forget_merged()
 
     @contextmanager
     def using(self, name: AdapterName) -> Iterator[None]:
         """Forwards inside read this adapter. A backward inside recomputes (checkpointing) with it as well."""
-        before = self._active
-        self._set(name)
+        before, self._switch.active = self._switch.active, name
         try:
             yield
         finally:
-            self._set(before)
-
-    def _set(self, name: AdapterName) -> None:
-        self._active = name
-        for forward in self._forwards:
-            forward.active = name
+            self._switch.active = before
 
     def _forget_merged(self) -> None:
-        for forward in self._forwards:
-            forward.merged_old = None
-
-
-class _AdapterLinear:
-    """Forward of one adapted linear, with the adapter folded into the weight: y = x (W + s B A)^T + b.
-
-    One product instead of three, and for *old*, which is fixed during an iteration, the folded weight is kept. Folding
-    pays where a call sees more tokens than the layer has features; elsewhere, and wherever the base is not a plain
-    float32 weight (bfloat16 would round the update away, a quantised weight cannot be folded), the products stay apart.
-    """
-
-    def __init__(self, layer: LoraLinear) -> None:
-        self.layer = layer
-        self.active: AdapterName = "reference"
-        self.merged_old: Tensor | None = None
-        base = layer.get_base_layer()
-        self.foldable = type(base) is nn.Linear and base.weight.dtype == torch.float32
-
-    def __call__(self, x: Tensor) -> Tensor:
-        base = self.layer.get_base_layer()
-        if self.active == "reference":
-            return base(x)
-        a, b = self.layer.lora_A[self.active].weight, self.layer.lora_B[self.active].weight
-        scale = self.layer.scaling[self.active]
-        if not (self.foldable and x.shape[:-1].numel() > base.in_features):
-            return base(x) + (F.linear(F.linear(x.to(a.dtype), a), b) * scale).to(x.dtype)
-        if self.active == "old":
-            if self.merged_old is None:
-                self.merged_old = torch.add(base.weight, b @ a, alpha=scale).detach()
-            return F.linear(x, self.merged_old, base.bias)
-        return F.linear(x, torch.add(base.weight, b @ a, alpha=scale), base.bias)
+        for layer in self.layers:
+            layer.merged_old = None
 
 
 def peft_config(config: LoraConfig) -> PeftLoraConfig:

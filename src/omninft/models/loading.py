@@ -13,6 +13,8 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
+from omninft.models.offload import staying_on_the_host
+from omninft.models.quantise import quantise_base
 from omninft.types import OmniNFTError
 
 BUNDLED = "tiny"
@@ -73,7 +75,7 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
     """The pipeline of `config.path`, frozen, in evaluation mode, on its device.
 
     Raises:
-        OmniNFTError: nothing loadable there; the cause and what was expected are named.
+        OmniNFTError: nothing loadable there, or no package to quantise with; the cause and what was expected are named.
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
@@ -98,4 +100,7 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    stay = config.offload == "blocks"
+    quantise_base(pipeline.transformer, config.quantise, "cpu" if stay else device)
+    with staying_on_the_host(pipeline.transformer, stay):
+        return pipeline.to(device)

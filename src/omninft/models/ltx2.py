@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from diffusers import LTX2Pipeline
 from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from omninft.config import ModelConfig, SamplingConfig
 from omninft.models.adapters import AdapterSet
+from omninft.models.compiling import compile_blocks, uncompiled
 from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
+from omninft.models.offload import BlockStream
 from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder
 from omninft.models.recording import ResponseRecorder, V2ARecorder
 from omninft.types import Conditioning, Geometry, Latents, Modality, OmniNFTError, Recording, TextContext
@@ -68,11 +72,21 @@ class LTX2Policy:
         self.transformer: nn.Module = pipeline.transformer
         self.device: torch.device = pipeline.device
         self.dtype: torch.dtype = pipeline.transformer.dtype
-        self.adapters = AdapterSet(self.transformer, config.lora, seed)
+        self.adapters = AdapterSet(self.transformer, config.lora, seed, getattr(torch, config.old_dtype))
         if config.gradient_checkpointing:
             self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
+        if config.compile:
+            compile_blocks(self.transformer)
+        if config.vae_tiling:
+            pipeline.vae.enable_tiling()
+        if config.offload == "blocks":
+            for layer in self.adapters.layers:
+                layer.foldable = False  # a folded weight would stay on the device
+            self.stream = BlockStream(self.blocks, self.device)
         self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
+        self._recorders: WeakSet[Recorder] = WeakSet()
+        self._masks = WeakTensorKeyDictionary()  # text mask -> whether it masks anything
         for name in ("rope", "audio_rope", "cross_attn_rope", "cross_attn_audio_rope"):
             setattr(self.transformer, name, CachedRotary(getattr(self.transformer, name)))
 
@@ -123,9 +137,13 @@ class LTX2Policy:
         """
         first = recording.first_block
         first = int(first * len(self.blocks)) if isinstance(first, float) else first
+        made: Recorder
         if recording.kind == "responses":
-            return ResponseRecorder([site for site in self.sites if site.block >= first])
-        return V2ARecorder(self.blocks, None, first, recording.rope, recording.value_weighted)
+            made = ResponseRecorder([site for site in self.sites if site.block >= first])
+        else:
+            made = V2ARecorder(self.blocks, None, first, recording.rope, recording.value_weighted)
+        self._recorders.add(made)
+        return made
 
     def geometry(self, sampling: SamplingConfig) -> Geometry:
         """Sizes of the clips that `sampling` asks for; what it leaves out is the model's training size.
@@ -244,7 +262,9 @@ class LTX2Policy:
             video = torch.where(conditioning.mask[..., None], conditioning.video, video)
             video_timestep = timestep[:, None] * ~conditioning.mask
         video_coords, audio_coords = self._coordinates(geometry, len(latents))
-        with self.adapters.using(adapter):
+        mask = context.mask if self._masks_anything(context.mask) else None
+        recording = any(recorder.recording for recorder in self._recorders)
+        with self.adapters.using(adapter), uncompiled(self.config.compile and recording):
             made_video, made_audio = self.transformer(
                 hidden_states=video.to(self.dtype),
                 audio_hidden_states=latents.audio.to(self.dtype),
@@ -254,8 +274,8 @@ class LTX2Policy:
                 audio_timestep=timestep,
                 sigma=timestep,
                 audio_sigma=timestep,
-                encoder_attention_mask=context.mask,
-                audio_encoder_attention_mask=context.mask,
+                encoder_attention_mask=mask,
+                audio_encoder_attention_mask=mask,
                 video_coords=video_coords,
                 audio_coords=audio_coords,
                 isolate_modalities=mode == "isolated",
@@ -264,6 +284,15 @@ class LTX2Policy:
                 return_dict=False,
             )
         return Latents(made_video.float(), made_audio.float())
+
+    def _masks_anything(self, mask: Tensor) -> bool:
+        """Ones alone (always so after the connectors' registers) are no mask, with which flash attention is ruled out.
+
+        Asked once of a tensor, because the answer waits for the device.
+        """
+        if mask not in self._masks:
+            self._masks[mask] = not bool((mask == 1).all())
+        return bool(self._masks[mask])
 
     def _coordinates(self, geometry: Geometry, batch: int) -> tuple[Tensor, Tensor]:
         key = (geometry, batch)

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from omninft.config import Frozen, Positive
-from omninft.noise import Purpose, keyed_normal
+from omninft.noise import Purpose, keyed_normal, noise_seed
 from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
 from omninft.types import Latents, Needs, Rollout
 
@@ -71,6 +71,8 @@ class NegativeAwareOptions(ObjectiveOptions):
     # DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients.
     detach_weight: bool = True
     reference_weight: Annotated[float, Field(ge=0)] = 1e-4  # of the pull to the model without adapter
+    # Of the rounds that take the term, drawn anew in each iteration; they weigh so much more, so that the mean stays.
+    reference_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     reference_space: ReferenceSpace = "x0"  # OmniNFT's reference code; DiffusionNFT takes velocity
     sigmas: SigmasOptions = SigmasOptions()
 
@@ -226,6 +228,7 @@ def branch_loss(
     omega: Tensor | None = None,
     token_mask: Tensor | None = None,
     options: NegativeAwareOptions = DEFAULT_OPTIONS,
+    reference_scale: float = 1.0,
 ) -> BranchLoss:
     """Loss of one modality's micro-batch: sum over valid clips of (policy + reference_weight * reference) / num_valid.
 
@@ -234,9 +237,11 @@ def branch_loss(
     `reference_loss`; all by keyword, since nothing would show a swap of old and current.
 
     Args:
-        reference_x0: [B, T, C]; may be None if options.reference_weight is 0, which saves its forward pass.
+        reference_x0: [B, T, C]; may be None if options.reference_weight or reference_scale is 0, which saves its
+            forward pass.
         valid: [B] bool; the others leave the loss (their gradient is zero) and must not be in `num_valid`.
         num_valid: number of valid clips of the whole batch, times the number of sigmas it is trained on.
+        reference_scale: on the reference term, 0 where the round is without it, 1 / share where it stands for others.
 
     Raises:
         ValueError: shapes that do not fit, valid clips but num_valid <= 0, or a missing reference.
@@ -248,7 +253,8 @@ def branch_loss(
     policy = policy_loss(current_x0, old_x0, clean_x0, advantage, omega, token_mask, options)
     if reference_x0 is not None:
         reference = reference_loss(current_x0, reference_x0, sigma, options.reference_space, token_mask)
-    elif options.reference_weight == 0:
+        reference = reference_scale * reference
+    elif options.reference_weight * reference_scale == 0:
         reference = torch.zeros_like(policy)
     else:
         raise ValueError("reference_x0 is missing although the reference term has a weight")
@@ -270,6 +276,7 @@ class PreparedNoise:
     token_mask: Tensor | None  # [B, Tv] bool, True where a video token counts
     old_x0: Latents
     reference_x0: Latents | None
+    reference_scale: float
 
 
 class NegativeAware:
@@ -279,10 +286,23 @@ class NegativeAware:
 
     def __init__(self, options: NegativeAwareOptions, context: ObjectiveContext) -> None:
         self.options, self.geometry, self.seed = options, context.geometry, context.seed
+        self._num_rounds = 1
 
     def rounds(self, schedule: Tensor) -> tuple[Round, ...]:
         """One at each chosen sigma."""
-        return tuple(Round(n, sigma) for n, sigma in enumerate(training_sigmas(self.options.sigmas, schedule)))
+        made = tuple(Round(n, sigma) for n, sigma in enumerate(training_sigmas(self.options.sigmas, schedule)))
+        self._num_rounds = len(made)
+        return made
+
+    def reference_scale(self, round_: Round, iteration: int) -> float:
+        """What the reference term of a round counts for: 0, or what makes its expectation 1. The same on every rank."""
+        if self.options.reference_share == 1:
+            return 1.0
+        total = self._num_rounds
+        taken = max(1, round(self.options.reference_share * total))
+        generator = torch.Generator().manual_seed(noise_seed(self.seed, iteration, "", 0, Purpose.REFERENCE_ROUNDS))
+        drawn = torch.randperm(total, generator=generator)[:taken].tolist()
+        return total / taken if round_.number in drawn else 0.0
 
     def prepare(self, rollout: Rollout, round_: Round, iteration: int, predict: Predict) -> PreparedNoise:
         """Noise keyed by clip and round on the clean latents; given tokens stay clean, at sigma 0."""
@@ -297,7 +317,8 @@ class NegativeAware:
         video_level = level if given is None else level[:, None] * ~given.mask
         noisy = Latents(add_noise(clean.video, noise.video, video_level), add_noise(clean.audio, noise.audio, level))
         old = predict("old", noisy, level)
-        reference = predict("reference", noisy, level) if self.options.reference_weight else None
+        scale = self.reference_scale(round_, iteration) if self.options.reference_weight else 0.0
+        reference = predict("reference", noisy, level) if scale else None
         return PreparedNoise(
             noisy=noisy,
             sigma=level,
@@ -307,6 +328,7 @@ class NegativeAware:
             token_mask=None if given is None else ~given.mask,
             old_x0=clean_predictions(noisy, old, video_level, level),
             reference_x0=None if reference is None else clean_predictions(noisy, reference, video_level, level),
+            reference_scale=scale,
         )
 
     def loss(self, current: Latents, prepared: PreparedNoise, weights: LossWeights) -> tuple[BranchLoss, BranchLoss]:
@@ -325,6 +347,7 @@ class NegativeAware:
             omega=weights.tokens.video,
             token_mask=p.token_mask,
             options=self.options,
+            reference_scale=p.reference_scale,
         )
         audio = branch_loss(
             current_x0=x0.audio,
@@ -337,6 +360,7 @@ class NegativeAware:
             num_valid=weights.num_valid[1],
             omega=weights.tokens.audio,
             options=self.options,
+            reference_scale=p.reference_scale,
         )
         return video, audio
 
