@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from omninft.config import ADDED, Config, build_config, load_config, recipe_names
+from omninft.config import ADDED, Config, build_config, load_config, override_config, recipe_names
 from omninft.credit.combine import CombineOptions
 from omninft.credit.surgery import REFERENCE_SCHEDULE_48
 from omninft.objectives.negative_aware import NegativeAwareOptions
@@ -240,3 +241,30 @@ def test_checkpoints_from_before_a_key_was_added_still_fit() -> None:
     assert not ADDED.keys() & plain.keys()
     changed = load_config("omninft", ["model.quantise=int8"]).fingerprint()
     assert changed == plain | {"model.quantise": "int8"}
+
+
+@pytest.mark.parametrize("name", ["2026", "007", "2026-11-25", "1e5", "2026_01", "1.50", "true"])
+def test_a_name_is_text_as_it_was_typed_and_stays_it(name: str, tmp_path: Path) -> None:
+    config = load_config("omninft", [f"run.name={name}"])
+    assert config.run.name == name
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(str(file)).run.name == name
+    assert load_config("omninft", ["run.name=null"]).run.name is None
+
+
+def test_numbers_in_a_file_are_names_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: omninft\nrun: {name: 2026, iterations: 3}\noptimiser: {learning_rate: 3e-4}\n")
+    config = load_config(str(file))
+    assert (config.run.name, config.run.iterations, config.optimiser.learning_rate) == ("2026", 3, 3e-4)
+
+
+def test_a_config_is_changed_by_dotted_keys() -> None:
+    config = load_config("omninft")
+    changed = override_config(config, {"run.iterations": 3, "run.name": "2026", "credit.regions.enabled": False})
+    assert (changed.run.iterations, changed.run.name, changed.credit.regions.enabled) == (3, "2026", False)
+    assert override_config(config, ["run.iterations=3"]).run.iterations == 3
+    assert override_config(config, ()) is config
+    with pytest.raises(OmniNFTError, match=r"unknown key 'run\.iteration', did you mean 'iterations'"):
+        override_config(config, {"run.iteration": 3})

@@ -27,7 +27,7 @@ STAGES = (
 )
 STAGES_OVER = {"rewards": ("scorers",), "export": ("models",)}
 JOINERS = ("service", "pretrain", "evaluation", "gallery", "runs", "diagnose", "studies")  # over those named before
-FACES = ("train", "commands", "cli")
+FACES = ("train", "api", "commands", "cli")
 
 # (importing module, imported module): arrows that stand for now, each with its reason. The list only shrinks.
 EXCEPTIONS: set[tuple[str, str]] = set()

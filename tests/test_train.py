@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,7 @@ def test_every_version_goes_through_an_iteration(version: str, tmp_path: Path) -
 
 RUN_TWO = """
 import sys
+import threading
 from pathlib import Path
 from tests.test_train import small_config, train
 train(small_config(Path(sys.argv[1]), Path(sys.argv[2]), run__iterations=2, credit__regions__warmup=0))
@@ -163,6 +165,7 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
 
 LONG = """
 import sys
+import threading
 from pathlib import Path
 from omninft.runs.display import ConsoleDisplay
 from tests.test_train import small_config, train
@@ -462,3 +465,68 @@ def test_evaluation_sampling_is_checked_before_the_first_iteration(model: Path, 
     findings = {f.subject: f for f in check_run(config, trial=False)}
     assert not findings["model"].ok
     assert "stg_blocks" in findings["model"].text
+
+
+class TestCallback:
+    def test_it_is_told_of_every_iteration_and_stops_the_run_saved(self, model: Path, tmp_path: Path) -> None:
+        told: list[tuple[int, dict[str, float]]] = []
+
+        def watch(iteration: int, metrics: dict[str, float]) -> bool:
+            told.append((iteration, metrics))
+            return iteration < 1
+
+        stopped = train(small_config(model, tmp_path, run__iterations=3, run__checkpoint_every=100), callback=watch)
+        assert (stopped.finished, stopped.iterations, stopped.stopped_by) == (False, 2, None)
+        assert [iteration for iteration, _ in told] == [0, 1]
+        logged = [row for row in read_metrics(stopped.folder) if row["kind"] == "iteration"]
+        for (_, metrics), row in zip(told, logged, strict=True):
+            assert metrics["reward/brightness"] == row["reward/brightness"]
+            assert metrics["seconds"] == row["seconds"]
+        done = train(resume=str(stopped.folder))
+        assert (done.finished, done.iterations) == (True, 3)
+        whole = train(small_config(model, tmp_path / "whole", run__iterations=3))
+        assert same(adapters(done.folder, 3), adapters(whole.folder, 3))
+
+    def test_after_the_last_iteration_there_is_nothing_to_stop(self, model: Path, tmp_path: Path) -> None:
+        evaluation = TWO_BATCHES | {"every": 0}
+        config = small_config(model, tmp_path, evaluation=evaluation, run__iterations=1)
+        result = train(config, callback=lambda *_: False)
+        assert result.finished
+        assert result.table is not None
+
+    def test_what_it_raises_loses_no_iteration(self, model: Path, tmp_path: Path) -> None:
+        def fail(iteration: int, metrics: dict[str, float]) -> None:
+            raise ZeroDivisionError
+
+        config = small_config(model, tmp_path, run__iterations=2, run__checkpoint_every=100)
+        with pytest.raises(ZeroDivisionError):
+            train(config, callback=fail)
+        assert adapters(tmp_path / "small", 1)
+
+    def test_another_thread_leaves_signals_alone(self, model: Path, tmp_path: Path) -> None:
+        before = signal.getsignal(signal.SIGINT)
+        config, seen = small_config(model, tmp_path, run__iterations=1), []
+        thread = threading.Thread(
+            target=lambda: seen.append(train(config, callback=lambda *_: seen.append(signal.getsignal(signal.SIGINT))))
+        )
+        thread.start()
+        thread.join()
+        assert seen[0] == before
+        assert seen[1].finished
+
+
+def test_prompts_that_a_reward_cannot_judge_are_refused_before_the_run(model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "cats.jsonl"
+    rows.write_text("".join(f'{{"prompt_v": "cat {i}", "prompt_a": "it meows {i}"}}\n' for i in range(9)))
+    config = small_config(model, tmp_path / "runs", rewards=[{"name": "world"}], prompts__train=str(rows))
+    with pytest.raises(OmniNFTError, match=r"'world' cannot judge 8 of 8 prompts of .*cats\.jsonl \(prompts\.train\)"):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+    findings = {f.subject: f for f in check_run(config)}
+    assert not findings["rewards"].ok
+    assert "prompt_v asks for nothing of the bounce world: 'cat 0'" in findings["rewards"].text
+    # What it can say of any clip is no reason to refuse.
+    judged = small_config(
+        model, tmp_path, rewards=[{"name": "world", "components": {"sync": 1}}], prompts__train=str(rows)
+    )
+    assert {f.subject: f for f in check_run(judged, trial=False)}["rewards"].ok

@@ -1,9 +1,11 @@
 """OmniNFT: online reinforcement learning for joint audio-video diffusion models.
 
     import omninft
-    result = omninft.train(omninft.load_config("omninft", ["run.iterations=24"]))
+    result = omninft.train("omninft", {"run.iterations": 24})
+    clips = omninft.sample("a red ball bounces twice two low notes ring out", lora=result.export)
 
-Heavy imports happen on first use, so that `import omninft` and `omninft --help` are quick.
+docs/python.md shows all of it. Heavy imports happen on first use, so that `import omninft` and `omninft --help` are
+quick.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from omninft.api import compare, evaluate, sample, score
     from omninft.config import Config, load_config
     from omninft.train import TrainResult, train
     from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
@@ -25,7 +28,20 @@ __version__ = "0.1.0"
 # little on an idle machine (benchmarks/busy_machine.py). The runtime reads this once, when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-__all__ = ["Clip", "Config", "OmniNFTError", "Prompt", "ScoreTable", "TrainResult", "load_config", "train"]
+__all__ = [
+    "Clip",
+    "Config",
+    "OmniNFTError",
+    "Prompt",
+    "ScoreTable",
+    "TrainResult",
+    "compare",
+    "evaluate",
+    "load_config",
+    "sample",
+    "score",
+    "train",
+]
 
 _HOMES = {
     "Clip": "omninft.types",
@@ -34,7 +50,11 @@ _HOMES = {
     "Prompt": "omninft.types",
     "ScoreTable": "omninft.types",
     "TrainResult": "omninft.train",
+    "compare": "omninft.api",
+    "evaluate": "omninft.api",
     "load_config": "omninft.config",
+    "sample": "omninft.api",
+    "score": "omninft.api",
     "train": "omninft.train",
 }
 

@@ -6,34 +6,51 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omninft.commands import clips, judging, tables, training, vbench
+from omninft import __version__
+from omninft.commands import clips, judging, recipes, tables, training, vbench
+from omninft.config import recipe_names
 from omninft.types import OmniNFTError
 
 app = typer.Typer(
     name="omninft",
-    help="Post-train joint audio-video diffusion models with online reinforcement learning (OmniNFT).",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
-app.command(
-    epilog="Recipes: omninft, gdpo, diffusion_nft, flow_grpo, placebo, paper, commercial. "
-    "Ctrl-C saves; --resume goes on."
-)(training.train)
-app.command()(training.check)
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"omninft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def omninft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Post-train joint audio-video diffusion models with online reinforcement learning (OmniNFT)."""
+
+
+RECIPES = f"Recipes: {', '.join(recipe_names())}."
+
+app.command(epilog=f"{RECIPES} Ctrl-C saves; --resume goes on.")(training.train)
+app.command(epilog=RECIPES)(training.check)
 app.command()(training.report)
 app.command()(clips.sample)
 app.command()(clips.score)
 app.command()(clips.evaluate)
 app.command()(clips.compare)
+app.add_typer(recipes.config_app, name="config")
 app.command()(tables.leaderboard)
 app.command()(tables.figures)
 app.add_typer(judging.rewards_app, name="rewards")

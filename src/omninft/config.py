@@ -13,9 +13,11 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
@@ -30,39 +32,53 @@ Positive = Annotated[int, Field(ge=1)]
 class Frozen(BaseModel):
     """A part of the tree: immutable, no unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class LoraConfig(Frozen):
     """Low-rank adapter on the linears of all six attentions and both feed-forwards of a block."""
 
     rank: Positive = 32
+    """Rank of the low-rank matrices."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
-    # Module names within a block, as PEFT matches them; None takes the 28 linears of the reference code.
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
     targets: tuple[str, ...] | None = None
+    """Module names in a block, as PEFT matches them; None takes the 28 linears of the reference code."""
 
 
 class ModelConfig(Frozen):
     """The model to train."""
 
-    path: str = "tiny"  # "tiny", a folder of a diffusers LTX-2 pipeline, or a hub id
+    path: str = "tiny"
+    """The bundled model ("tiny"), a folder of a diffusers LTX-2 pipeline, or a hub id."""
     revision: str | None = None
-    transformer: str = "transformer"  # sub-folder; LTX-2.5's full model is "transformer_full"
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the frozen base; auto: float32 on cpu, else bfloat16
-    # What the frozen linears of the blocks are kept in; needs torchao (int8, float8) or bitsandbytes (nf4).
+    """Commit, tag or branch of a hub model."""
+    transformer: str = "transformer"
+    """Sub-folder of the pipeline; LTX-2.5's full model is "transformer_full"."""
+    device: str = "auto"
+    """Where it runs: auto, cpu, cuda, cuda:1, ..."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of the frozen base; auto: float32 on cpu, else bfloat16."""
     quantise: Literal["int8", "float8", "nf4"] | None = None
-    old_dtype: Literal["float32", "bfloat16"] = "float32"  # of the old adapter; bfloat16 rounds what current was
-    compile: bool = False  # the transformer's blocks, by torch.compile
-    # blocks: frozen weights of the blocks wait in host memory and come one by one; needs gradient_checkpointing.
+    """What the frozen linears of the blocks are kept in; needs torchao (int8, float8) or bitsandbytes (nf4)."""
+    old_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the old adapter; bfloat16 rounds what current was."""
+    compile: bool = False
+    """Compile the transformer's blocks by torch.compile."""
     offload: Literal["none", "blocks"] = "none"
-    vae_tiling: bool = False  # decode in tiles of 512 pixels: less memory, seams blended
+    """blocks: their frozen weights wait in host memory and come one by one; needs gradient_checkpointing."""
+    vae_tiling: bool = False
+    """Decode in tiles of 512 pixels: less memory, seams blended."""
     gradient_checkpointing: bool = False
-    # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
-    # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
+    """Compute activations again in the backward: less memory, more time."""
     first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
-    max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
+    """H.264 quality at which given first frames are compressed; 0: not at all.
+
+    Null: as this version was trained (33; LTX-2.5: 18; the bundled model: none)."""
+    max_text_tokens: Positive | None = None
+    """Tokens of a prompt; null: what the tokenizer says, 1024 at most."""
     lora: LoraConfig = LoraConfig()
+    """The adapter that is trained."""
 
     @model_validator(mode="after")
     def _offload_fits(self) -> ModelConfig:
@@ -78,53 +94,79 @@ class PromptsConfig(Frozen):
     """Prompt sets: a JSONL, CSV or TXT file, or "world:train" / "world:dev" / "world:test" of the bundled world."""
 
     train: str = "world:train"
+    """Prompts to train on."""
     dev: str | None = "world:dev"
+    """Prompts of the evaluations during the run; null: none."""
     test: str | None = "world:test"
+    """Prompts on which base and trained model are compared at the end; null: none."""
     per_iteration: Positive = 4
+    """Prompts of an iteration."""
     group_size: Annotated[int, Field(ge=2)] = 8
+    """Clips of each prompt, whose scores are compared with one another."""
 
 
 class GuidanceConfig(Frozen):
     """Guidance of one stream. 1.0 switches classifier-free and modality guidance off, 0.0 spatio-temporal guidance."""
 
     text: float = 1.0
+    """Classifier-free guidance; 1 is off."""
     stg: float = 0.0
+    """Spatio-temporal guidance; 0 is off."""
     modality: float = 1.0
+    """Guidance away from the prediction without the other stream; 1 is off."""
     rescale: Share = 0.0
+    """How far guided predictions are pulled back to the deviation of plain ones."""
 
 
 class SamplingConfig(Frozen):
     """How clips are sampled. Sizes left out are the model's own."""
 
     num_frames: Positive | None = None
+    """Frames of a clip, 8 k + 1 for LTX-2; null: the model's own."""
     height: Positive | None = None
+    """Pixels, a multiple of 32; null: the model's own."""
     width: Positive | None = None
+    """Pixels, a multiple of 32; null: the model's own."""
     frame_rate: float | None = None
+    """Frames per second; null: the model's own."""
     num_steps: Positive = 20
-    # Video tokens that the schedule is shifted for: 4096 in the official code, whatever the size; None: the clip's own.
+    """Denoising steps."""
     shift_tokens: Positive | None = None
+    """Video tokens that the schedule is shifted for, 4096 in the official code; null: the clip's own."""
     video_guidance: GuidanceConfig = GuidanceConfig()
+    """Guidance of the video stream."""
     audio_guidance: GuidanceConfig = GuidanceConfig()
+    """Guidance of the audio stream."""
     stg_blocks: tuple[int, ...] = ()
+    """Blocks whose self-attention spatio-temporal guidance perturbs."""
     negative_prompt: str = ""
-    batch_size: Positive = 32  # clips
+    """What text guidance leads away from."""
+    batch_size: Positive = 32
+    """Clips sampled at a time."""
 
 
 class RewardConfig(Frozen):
     """One reward: a registered name, or a Python callable by import path ("package.module:function")."""
 
     name: str
-    route: Route | None = None  # required for a plain callable; registered rewards declare their own
+    """A registered name, or an import path."""
+    route: Route | None = None
+    """The branch it judges; required for a plain callable, registered rewards declare their own."""
     weight: float = 1.0
-    components: dict[str, float] = {}  # component name -> weight; empty takes all with the reward's own weights
+    """Factor of all components."""
+    components: dict[str, float] = {}
+    """Component name -> weight; empty takes all with the reward's own weights."""
     options: dict[str, Any] = {}
-    time_limit: Annotated[float, Field(gt=0)] | None = None  # s for one batch of clips; past it they are missing
+    """What the reward is made with."""
+    time_limit: Annotated[float, Field(gt=0)] | None = None
+    """Seconds for one batch of clips; past it their scores are missing."""
 
 
 class MethodOptions(Frozen):
     """Options of a credit or an objective. The class lies in the method's own file, and `kind` names it."""
 
     kind: str
+    """Name of the method, or "package.module:Options"."""
 
 
 # What `kind` stands for: the options class, which is imported when a config names it. "package.module:Options" names
@@ -148,77 +190,119 @@ DEFAULT_KINDS = {"credit": "omninft", "objective": "negative_aware"}
 class OptimiserConfig(Frozen):
     """AdamW."""
 
-    kind: Literal["adamw", "adamw8bit"] = "adamw"  # adamw8bit: moments in 8 bits, needs bitsandbytes
+    kind: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps the moments in 8 bits and needs bitsandbytes."""
     learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    """Step size, after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the moments."""
     epsilon: float = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: float = 1e-4
+    """Decoupled decay of the trained parameters."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest norm of the gradient."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    # "sigma": one optimiser step per sigma over all clips; "iteration": one for everything (reference code).
+    """Optimiser steps over which the learning rate rises."""
     step_per: Literal["sigma", "iteration"] = "iteration"
-    micro_batch: Positive = 32  # clips
+    """One optimiser step per sigma over all clips, or one for everything in the iteration (reference code)."""
+    micro_batch: Positive = 32
+    """Clips of one backward."""
 
 
 class EvaluationSamplingConfig(SamplingConfig):
     """How evaluations sample. Sizes and batch left out are those of `sampling`."""
 
     num_steps: Positive = 40
+    """Denoising steps."""
     video_guidance: GuidanceConfig = GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7)
+    """Guidance of the video stream."""
     audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
+    """Guidance of the audio stream."""
     stg_blocks: tuple[int, ...] = (29,)
+    """Blocks whose self-attention spatio-temporal guidance perturbs."""
     batch_size: Positive | None = None  # type: ignore[assignment]
+    """Clips sampled at a time; null: as in `sampling`."""
 
 
 class EvaluationConfig(Frozen):
     """Paired evaluation: the same prompts and noise at every evaluation, base and trained."""
 
-    every: Annotated[int, Field(ge=0)] = 50  # iterations between dev evaluations; 0: none
+    every: Annotated[int, Field(ge=0)] = 50
+    """Iterations between dev evaluations; 0: none."""
     dev_clips: Annotated[int, Field(ge=0)] = 64
-    test_clips: Annotated[int, Field(ge=0)] = 256  # base against trained, at the end
-    shown_clips: Annotated[int, Field(ge=0)] = 8  # written as mp4 for the report
-    seed: int = 1_000_003  # keys the evaluation noise, apart from the training seed
+    """Clips of a dev evaluation; 0: none."""
+    test_clips: Annotated[int, Field(ge=0)] = 256
+    """Clips of the comparison of base and trained model at the end; 0: none."""
+    shown_clips: Annotated[int, Field(ge=0)] = 8
+    """Clips of an evaluation that are written as mp4 for the report."""
+    seed: int = 1_000_003
+    """Keys the evaluation noise, apart from the training seed."""
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
+    """How evaluations sample."""
 
 
 class RunConfig(Frozen):
     """Length, place and safety of the run."""
 
     iterations: Positive = 400
-    name: str | None = None  # folder under `folder`; None: the recipe's name
+    """Iterations of the whole run."""
+    name: str | None = None
+    """Folder under `folder`; null: the recipe's name."""
     folder: str = "runs"
-    old_schedule: Literal[0, 1, 2] = 1  # decay of the old policy: 0 none, 1 min(0.001 i, 0.5), 2 delayed
+    """Where run folders lie."""
+    old_schedule: Literal[0, 1, 2] = 1
+    """Decay of the old policy: 0 none, 1 min(0.001 i, 0.5), 2 delayed."""
     checkpoint_every: Positive = 25
+    """Iterations between checkpoints."""
     keep_last: Positive = 3
-    max_missing_share: Share = 0.5  # of one component's scores in one iteration
+    """Checkpoints that are kept."""
+    max_missing_share: Share = 0.5
+    """Share of one reward component's scores that may be missing in an iteration."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    threads: Positive | None = None  # None: the cores there are
+    """Where metrics go beside metrics.jsonl."""
+    threads: Positive | None = None
+    """Threads of the CPU; null: the cores there are."""
 
 
 class DistributedConfig(Frozen):
     """Processes of one run."""
 
     backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """Of torch.distributed; auto: nccl with CUDA, else gloo."""
 
 
 class Config(Frozen):
     """A whole run."""
 
     recipe: str = "custom"
+    """Name of the recipe, which names the run."""
     seed: int = 0
+    """Keys all noise of training."""
     model: ModelConfig = ModelConfig()
+    """The model to train."""
     prompts: PromptsConfig = PromptsConfig()
+    """Prompt sets, and how many prompts an iteration takes."""
     sampling: SamplingConfig = SamplingConfig(
         video_guidance=GuidanceConfig(text=1.5), audio_guidance=GuidanceConfig(text=3.0)
     )
+    """How clips are sampled in training."""
     rewards: tuple[RewardConfig, ...] = (RewardConfig(name="world"),)
-    held_out: tuple[RewardConfig, ...] = ()  # measured at evaluations, never trained on
+    """What is trained on."""
+    held_out: tuple[RewardConfig, ...] = ()
+    """Measured at evaluations, never trained on."""
     credit: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: default_options("credit"))
+    """Who learns from which score, and how much."""
     objective: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: default_options("objective"))
+    """The loss of both branches."""
     optimiser: OptimiserConfig = OptimiserConfig()
+    """AdamW, and how its steps are cut."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluations, base against trained."""
     run: RunConfig = RunConfig()
+    """Length, place and safety of the run."""
     distributed: DistributedConfig = DistributedConfig()
+    """Processes of one run."""
 
     @property
     def evaluation_sampling(self) -> SamplingConfig:
@@ -346,6 +430,24 @@ def load_config(recipe: str, overrides: list[str] | None = None) -> Config:
     return build_config(tree, where=f"recipe {recipe}")
 
 
+def override_config(config: Config, overrides: Sequence[str] | Mapping[str, Any]) -> Config:
+    """A config with dotted keys changed: "key=value" lines, or key -> value.
+
+    Raises:
+        OmniNFTError: as `load_config`.
+    """
+    if not overrides:
+        return config
+    tree = config.model_dump(mode="json")
+    if isinstance(overrides, Mapping):
+        parts = [_nested(key, value) for key, value in overrides.items()]
+    else:
+        parts = [_parse_override(override) for override in overrides]
+    for part in parts:
+        tree = _merge(tree, part)
+    return build_config(tree, where="overrides")
+
+
 def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if recipe in seen:
         raise OmniNFTError(f"recipes start from one another in a circle: {' -> '.join([*seen, recipe])}")
@@ -396,13 +498,19 @@ def _parse_override(override: str) -> dict[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise OmniNFTError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    if parsed is not None and not isinstance(parsed, str | dict | list) and _takes_text(_annotation(key.split("."))):
+        parsed = value.strip()  # as it was typed: 007 and 2026-11-25 are names
+    return _nested(key, parsed)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
     path = key.split(".")
     for part in ("rewards", "held_out"):
         if path[0] == part and len(path) > 1:
-            raise OmniNFTError(f"override {override!r}: {part} is a list; override it whole, as {part}=[...]")
+            raise OmniNFTError(f"override {key!r}: {part} is a list; override it whole, as {part}=[...]")
     for part in reversed(path):
-        parsed = {part: parsed}
-    return parsed
+        value = {part: value}
+    return dict(value)
 
 
 def build_config(tree: dict[str, Any], where: str = "config") -> Config:
@@ -411,9 +519,9 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
     Raises:
         OmniNFTError: it names the key, what was found and what was expected.
     """
-    tree = _numbers(tree)
     kinds = {part: _kind_of(tree, part) for part in METHODS}
     classes = {part: options_class(part, kind) for part, kind in kinds.items()}
+    tree = _scalars(tree, classes)
     defaults = Config().model_dump(mode="json") | {
         part: default_options(part, kind).model_dump(mode="json") for part, kind in kinds.items()
     }
@@ -438,12 +546,17 @@ def _kind_of(tree: dict[str, Any], part: str) -> Any:
     return given.get("kind", DEFAULT_KINDS[part]) if isinstance(given, dict) else DEFAULT_KINDS[part]
 
 
-def _numbers(tree: Any) -> Any:
-    """Text like "3e-4", which YAML 1.1 does not read as a number, as a float."""
+def _scalars(tree: Any, classes: Mapping[str, type[MethodOptions]], path: tuple[str, ...] = ()) -> Any:
+    """Scalars as the fields want them, where YAML 1.1 reads them otherwise.
+
+    Text like "3e-4" becomes a float; a number or a date becomes text where the field takes nothing but text.
+    """
     if isinstance(tree, dict):
-        return {k: _numbers(v) for k, v in tree.items()}
+        return {k: _scalars(v, classes, (*path, k)) for k, v in tree.items()}
     if isinstance(tree, list):
-        return [_numbers(v) for v in tree]
+        return [_scalars(v, classes, path) for v in tree]
+    if _takes_text(_annotation(path, classes)):
+        return str(tree) if isinstance(tree, int | float | date) and not isinstance(tree, bool) else tree
     if isinstance(tree, str) and "e" in tree.lower() and tree[:1] in "+-.0123456789":
         try:
             return float(tree)
@@ -452,19 +565,38 @@ def _numbers(tree: Any) -> Any:
     return tree
 
 
-def _known_keys(location: tuple[int | str, ...], classes: dict[str, type[MethodOptions]]) -> list[str]:
-    node: type[BaseModel] = Config
-    for depth, part in enumerate(location):
-        if isinstance(part, int):
-            continue
-        if depth == 0 and part in classes:
-            node = classes[str(part)]
-            continue
-        annotation = node.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        candidates += [a for c in list(candidates) for a in getattr(c, "__args__", ())]
-        node = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(node.model_fields)
+def _annotation(path: Sequence[str], classes: Mapping[str, type[MethodOptions]] | None = None) -> Any:
+    """The type of the field at `path`, a model class for a part of the tree; None where there is no such field."""
+    node: Any = Config
+    for depth, part in enumerate(path):
+        if not (isinstance(node, type) and issubclass(node, BaseModel)):
+            return None
+        if depth == 0 and part in METHODS:
+            node = (classes or {}).get(part)
+        elif part in node.model_fields:
+            annotation = node.model_fields[part].annotation
+            node = model_in(annotation) or annotation
+        else:
+            return None
+    return node
+
+
+def _takes_text(annotation: Any) -> bool:
+    """Whether text is the only scalar of a field's type."""
+    members = {annotation, *get_args(annotation)}
+    return str in members and not members & {int, float, bool}
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The part of the tree that a field's type names, itself or as an element; None for other types."""
+    candidates = [annotation, *get_args(annotation)]
+    candidates += [a for c in list(candidates) for a in get_args(c)]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _known_keys(location: tuple[int | str, ...], classes: Mapping[str, type[MethodOptions]]) -> list[str]:
+    node = _annotation([part for part in location if isinstance(part, str)], classes)
+    return list(node.model_fields) if node is not None else []
 
 
 def _nearest(word: str, known: list[str]) -> str:

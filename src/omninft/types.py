@@ -34,6 +34,7 @@ class Finding:
     subject: str
     ok: bool
     text: str
+    doubtful: bool = False  # the run can start, but a person should look first
 
 
 @dataclass(frozen=True)

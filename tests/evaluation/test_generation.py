@@ -11,7 +11,8 @@ from omninft.clips.media import read_clip, read_wav
 from omninft.config import EvaluationConfig
 from omninft.evaluation import generation
 from omninft.evaluation.benchmark import Shard
-from omninft.evaluation.generation import Generation, generate_missing, read_settings, trimmed
+from omninft.evaluation.generation import Generation, generate_missing, trimmed
+from omninft.evaluation.settings import read_settings
 from omninft.prompts.prompt_file import PromptRow
 from omninft.prompts.sources import open_rows
 from omninft.types import Clip, OmniNFTError, Prompt

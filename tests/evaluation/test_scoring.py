@@ -11,6 +11,7 @@ from omninft.config import RewardConfig
 from omninft.evaluation import sampling
 from omninft.evaluation.sampling import sample_clips
 from omninft.evaluation.scoring import FileScores, ScoreResult, score_files
+from omninft.evaluation.settings import SamplingChoice
 from omninft.prompts.prompt_set import load_prompts
 from omninft.rewards.model_reward import prompt_text
 from omninft.types import Clip, OmniNFTError, Prompt
@@ -100,7 +101,7 @@ def test_clips_made_from_a_file_are_scored_with_it(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(sampling, "load_policy", lambda model, lora: (make_policy(), "reference"))
     prompts = tmp_path / "prompts.csv"
     prompts.write_text('prompt_v,prompt_a,id\na cat,it meows,\n"a dog, brown",it barks,\nrain,rain falls,wet-1\n')
-    sample_clips(str(prompts), tmp_path / "out", count=2, steps=1)
+    sample_clips(str(prompts), tmp_path / "out", count=2, choice=SamplingChoice(steps=1))
     (tmp_path / "out" / "scores.json").unlink()
     result = score_files(tmp_path / "out", [REWARD], prompts)
     assert result.without_prompts() == {}

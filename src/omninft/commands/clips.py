@@ -10,13 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from omninft.commands.terminal import (
-    NotedProgress,
+    AudioGuidance,
     Preset,
     RewardNames,
     RewardOptions,
+    Steps,
+    VideoGuidance,
     console,
-    stage_bars,
 )
+from omninft.types import OmniNFTError
 
 
 def sample(
@@ -28,29 +30,79 @@ def sample(
     lora: Annotated[Path | None, typer.Option(help="A LoRA folder or file that omninft exported.")] = None,
     count: Annotated[int, typer.Option(help="Clips per prompt.", min=1)] = 1,
     limit: Annotated[int, typer.Option(help="Take at most this many prompts (0: all).", min=0)] = 8,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Keys the noise.")] = 0,
-    video_guidance: Annotated[float, typer.Option(help="Text guidance of the video; 1 is off.")] = 1.0,
-    audio_guidance: Annotated[float, typer.Option(help="Text guidance of the sound; 1 is off.")] = 1.0,
+    size: Annotated[
+        str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels, as 768x512; default: the model's own.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="8k + 1 for LTX-2; default: the model's own.", min=1)] = None,
+    rate: Annotated[float | None, typer.Option(help="Frames per second; default: the model's own.")] = None,
+    steps: Steps = None,
+    video_guidance: VideoGuidance = None,
+    audio_guidance: AudioGuidance = None,
+    stg: Annotated[
+        float | None, typer.Option(help="Spatio-temporal guidance, 0 is off; default: 0 for tiny, 1 for LTX-2.")
+    ] = None,
+    stg_blocks: Annotated[
+        str | None, typer.Option(metavar="N,N", help="Blocks that --stg perturbs; default: 29 for LTX-2.")
+    ] = None,
+    modality: Annotated[
+        float | None, typer.Option(help="Modality guidance, 1 is off; default: 1 for tiny, 3 for LTX-2.")
+    ] = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="Rescaling after guidance, 0 to 1; default: 0 for tiny, 0.7 for LTX-2.")
+    ] = None,
+    negative: Annotated[str | None, typer.Option(help="A prompt that text guidance leads away from.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the clips of the folder, whatever made them.")
+    ] = False,
 ) -> None:
-    """Make clips (mp4 with sound) from prompts, with the base model or with a LoRA on it."""
-    from omninft.evaluation.sampling import sample_clips
+    """Make clips (mp4 with sound) from prompts, with the base model or with a LoRA on it; goes on where it stopped."""
+    from omninft import api
 
-    with NotedProgress(console) as progress:
-        task = progress.add_task("sampling", total=None)
-        written = sample_clips(
-            prompts,
-            output,
-            model=model,
-            lora=lora,
-            count=count,
-            limit=limit,
-            steps=steps,
-            seed=seed,
-            guidance=(video_guidance, audio_guidance),
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    console.print(f"{len(written)} clips in {output}", highlight=False)
+    clips = api.sample(
+        prompts,
+        output,
+        model=model,
+        lora=lora,
+        count=count,
+        limit=limit,
+        seed=seed,
+        size=_size(size),
+        frames=frames,
+        rate=rate,
+        steps=steps,
+        video_guidance=video_guidance,
+        audio_guidance=audio_guidance,
+        stg=stg,
+        stg_blocks=_blocks(stg_blocks),
+        modality=modality,
+        rescale=rescale,
+        negative=negative,
+        force=force,
+        progress=True,
+    )
+    there = sum(not clip.made for clip in clips)
+    kept = f", {there} of them there already" if there else ""
+    console.print(f"{len(clips)} clips in {output}{kept}", highlight=False)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Width and height. Raises OmniNFTError: another form."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise OmniNFTError(f"--size: found {text!r}, expected WIDTHxHEIGHT in pixels, e.g. 768x512")
+    return int(width), int(height)
+
+
+def _blocks(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    numbers = text.replace(",", " ").split()
+    if not numbers or not all(n.isdecimal() for n in numbers):
+        raise OmniNFTError(f"--stg-blocks: found {text!r}, expected numbers of blocks, e.g. 29 or 14,29")
+    return tuple(int(n) for n in numbers)
 
 
 def score(
@@ -67,19 +119,11 @@ def score(
     ] = None,
 ) -> None:
     """Score existing clips with rewards; what cannot be scored is listed with its reason, never as 0."""
-    from omninft.evaluation.scoring import score_files
-    from omninft.rewards.presets import chosen_rewards
+    from omninft import api
 
-    chosen = chosen_rewards(reward or (() if preset else ("world",)), preset, option or ())
-    with NotedProgress(console) as progress:
-        task = progress.add_task("scoring", total=None)
-        result = score_files(
-            folder,
-            chosen,
-            prompts,
-            output,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    result = api.score(
+        folder, reward or (), preset=preset, options=option or (), prompts=prompts, output=output, progress=True
+    )
     table = Table("clip", *result.names, box=None)
     for row in result.rows[:40]:
         table.add_row(row.file, *(f"{v:.3f}" if v is not None else "missing" for v in row.scores.values()))
@@ -118,12 +162,10 @@ def evaluate(
     compat: Annotated[
         str | None, typer.Option(help="Quirks of the official code, as bgr_clip,aq_no_resample; javisbench is all.")
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Denoising steps; default: 16 for tiny, 40 for LTX-2.", min=1)
-    ] = None,
+    steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Keys the noise.")] = 0,
-    video_guidance: Annotated[float | None, typer.Option(help="Text guidance of the video; 1 is off.")] = None,
-    audio_guidance: Annotated[float | None, typer.Option(help="Text guidance of the sound; 1 is off.")] = None,
+    video_guidance: VideoGuidance = None,
+    audio_guidance: AudioGuidance = None,
     limit: Annotated[
         int | None,
         typer.Option(help="At most so many prompts, evenly spaced (0: all). Default: 64 of the world's.", min=0),
@@ -143,37 +185,33 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a model, or clips of any system, on a benchmark; goes on where it was stopped."""
-    from omninft.evaluation.catalogue import Choice
+    from omninft import api
     from omninft.evaluation.result_tables import render
-    from omninft.evaluation.run import evaluate as run_evaluation
 
-    choice = Choice(
-        benchmark=benchmark,
-        metrics=tuple((metrics or "").replace(",", " ").split()),
-        compat=tuple((compat or "").replace(",", " ").split()),
-        options=tuple(option or ()),
+    folder, result = api.evaluate(
+        clips,
+        benchmark,
+        prompts=prompts,
+        model=model,
+        lora=lora,
+        name=name,
+        metrics=(metrics or "").replace(",", " ").split(),
+        compat=(compat or "").replace(",", " ").split(),
+        steps=steps,
+        seed=seed,
+        video_guidance=video_guidance,
+        audio_guidance=audio_guidance,
+        limit=limit,
+        shard=shard,
         device=device,
-        strict=strict,
+        options=option or (),
         real=real,
         features=features,
         networks={"video": i3d, "audio": audioclip},
+        strict=strict,
+        output=output,
+        progress=True,
     )
-    with NotedProgress(console) as progress:
-        folder, result = run_evaluation(
-            clips,
-            choice,
-            prompts=prompts,
-            model=model,
-            lora=lora,
-            seed=seed,
-            steps=steps,
-            guidance=(video_guidance, audio_guidance),
-            limit=limit,
-            name=name,
-            output=output,
-            shard=shard,
-            progress=stage_bars(progress),
-        )
     if result is None:
         console.print(f"this shard is done; the last one to finish writes the result to {folder}", highlight=False)
         return
@@ -196,17 +234,9 @@ def compare(
     ] = None,
 ) -> None:
     """Make a page that plays the clips of several systems side by side, with scores and a blind test."""
-    from omninft.gallery.compare import write_comparison
+    from omninft import api
 
-    with NotedProgress(console) as progress:
-        task = progress.add_task("comparing", total=None)
-        made = write_comparison(
-            systems,
-            output,
-            single_file=single_file,
-            seed=seed,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    made = api.compare(systems, output, single_file=single_file, seed=seed, progress=True)
     for note in made.notes:
         console.print(note, highlight=False, markup=False)
     console.print(f"{made.num_clips} clips of {made.num_prompts} prompts; open {made.page}", highlight=False)

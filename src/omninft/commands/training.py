@@ -11,6 +11,7 @@ from omninft.commands.terminal import (
     NotedProgress,
     Overrides,
     RecipeArgument,
+    chosen_config,
     console,
     print_findings,
 )
@@ -23,19 +24,10 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with from its last checkpoint.")] = None,
 ) -> None:
     """Post-train a model: sample, score, learn, and compare base against trained on held-out prompts."""
-    from omninft.config import load_config
     from omninft.runs.display import ConsoleDisplay
-    from omninft.runs.folder import read_run_config
     from omninft.train import train as run_training
 
-    if resume is not None:
-        # Typer reads the first key=value as the recipe when a run is resumed.
-        changes = [*([recipe] if "=" in recipe else []), *(overrides or [])]
-        config = read_run_config(resume, changes)
-    elif "=" in recipe:
-        config = load_config("omninft", [recipe, *(overrides or [])])
-    else:
-        config = load_config(recipe, overrides)
+    config = chosen_config(recipe, overrides, resume)
     result = run_training(config, resume=resume, display=ConsoleDisplay(console))
     if result.table is not None:
         result.table.render(console)
@@ -47,9 +39,9 @@ def train(
         # What shells report of a process that the signal ended.
         raise typer.Exit(128 + (result.stopped_by or 0))
     for label, place in (
-        ("report", result.folder / "report.html"),
-        ("clips", result.folder / "samples"),
-        ("LoRA", result.folder / "export"),
+        ("report", result.page),
+        ("clips", result.samples),
+        ("LoRA", result.export),
     ):
         console.print(f"{label:7} {place}", highlight=False)
 
@@ -60,10 +52,9 @@ def check(
     quick: Annotated[bool, typer.Option(help="Leave out the trial that estimates time and memory.")] = False,
 ) -> None:
     """Validate a recipe with its prompts, model, rewards and disk, and say what the run will cost."""
-    from omninft.config import load_config
     from omninft.runs.check import check_run
 
-    if not print_findings(check_run(load_config(recipe, overrides), trial=not quick)):
+    if not print_findings(check_run(chosen_config(recipe, overrides), trial=not quick)):
         raise typer.Exit(1)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from omninft.commands.terminal import NotedProgress, console
+from omninft.commands.terminal import NotedProgress, Steps, console
 from omninft.types import OmniNFTError
 
 vbench_app = typer.Typer(help="VBench: export clips under the official names, score, sum up.", no_args_is_help=True)
@@ -30,7 +30,7 @@ def export(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Make the clips with this model instead.")] = None,
     lora: Annotated[Path | None, typer.Option(help="A LoRA folder or file that omninft exported.")] = None,
-    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 40,
+    steps: Steps = None,
     seed: Annotated[int, typer.Option(help="Keys the noise.")] = 0,
     limit: Annotated[int, typer.Option(help="Take at most this many prompts (0: all).", min=0)] = 0,
     samples: Annotated[int, typer.Option(help="Clips per prompt; 25 for the static filter.", min=1)] = 5,

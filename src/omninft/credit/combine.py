@@ -47,18 +47,26 @@ class SurgeryRangeOptions(Frozen):
     """Blocks from `start` to `stop` (exclusive), numbers or shares of the depth, and their gradient scale."""
 
     start: int | float
+    """First block; a float is a share of the depth."""
     stop: int | float
+    """First block after the range; a float is a share of the depth."""
     scale: Annotated[float, Field(ge=0)]
+    """Factor of the gradient."""
 
 
 class SurgeryOptions(Frozen):
     """Layer-wise gradient surgery on what the video loss sends into the audio stream."""
 
     enabled: bool = True
-    schedule: tuple[SurgeryRangeOptions, ...] | None = None  # None: the reference schedule as shares of the depth
-    audio_schedule: tuple[SurgeryRangeOptions, ...] | None = None  # V2A, off in the paper
+    """Scale the gradients that cross between the streams."""
+    schedule: tuple[SurgeryRangeOptions, ...] | None = None
+    """Factors of A2V by blocks; null: the reference schedule as shares of the depth."""
+    audio_schedule: tuple[SurgeryRangeOptions, ...] | None = None
+    """Factors of V2A, off in the paper."""
     target: Literal["input", "projection"] = "input"
+    """What is scaled: the gradient of the crossing attention's input, or of its projections."""
     scope: Literal["all", "video_loss_only"] = "all"
+    """Of both losses, or of the video loss alone (two backwards)."""
 
     def scales(self, num_blocks: int) -> GradientScales:
         """Factors per block. Raises OmniNFTError: ranges that do not fit the depth."""
@@ -76,13 +84,21 @@ class RegionsOptions(Frozen):
     """Region-wise weights of the video loss from V2A attention."""
 
     enabled: bool = True
+    """Weigh the regions that sound in the video loss."""
     method: Literal["minmax", "zscore_sigmoid", "top_share"] = "minmax"
-    strength: float = 1.5  # lambda of minmax, w_max of the other two
-    warmup: float = 0.1  # share of the run over which the strength rises; above 1: iterations
-    window: tuple[Share, Share] = (0.5, 0.9)  # of the denoising steps
-    first_block: int | float = 0  # blocks from here on; a float is a share of the depth
+    """How weights come from attention sums."""
+    strength: float = 1.5
+    """How much more regions weigh: lambda of minmax, w_max of the other two."""
+    warmup: float = 0.1
+    """Share of the run over which the strength rises; above 1: iterations."""
+    window: tuple[Share, Share] = (0.5, 0.9)
+    """Shares of the denoising steps whose attention counts, from and to."""
+    first_block: int | float = 0
+    """Blocks from here on; a float is a share of the depth."""
     rope: bool = True
+    """Attention maps with rotary positions."""
     value_weighted: bool = False
+    """Weigh attention by the norm of the values."""
 
     @model_validator(mode="after")
     def _window_is_ordered(self) -> RegionsOptions:
@@ -103,21 +119,27 @@ class AdvantageCreditOptions(CreditOptions):
     """What all credits over group advantages have: their scale and the placebo."""
 
     std: Literal["global", "group"] = "global"
-    shuffle: bool = False  # placebo control: advantages permuted inside their group
+    """What scores are divided by: the deviation of all clips, or of the group."""
+    shuffle: bool = False
+    """Placebo control: advantages permuted inside their group."""
 
 
 class GroupCreditOptions(AdvantageCreditOptions):
     """Group advantages with OmniNFT's surgery and regions."""
 
     surgery: SurgeryOptions = SurgeryOptions()
+    """Gradient surgery."""
     regions: RegionsOptions = RegionsOptions()
+    """Region weights."""
 
 
 class CombineOptions(GroupCreditOptions):
     """Options of omninft, gdpo and global."""
 
     kind: Literal["omninft", "gdpo", "global"] = "omninft"
+    """omninft: by route; gdpo: all to both branches; global: one sum to both."""
     final_batch_norm: bool = False
+    """Normalise the summed advantages over the batch."""
 
     def build(self, context: CreditContext) -> CombinedCredit:
         return CombinedCredit(self, context)

@@ -171,9 +171,13 @@ class MarbleOptions(GroupCreditOptions):
     """Options of MARBLE."""
 
     kind: Literal["marble"] = "marble"
-    probe_every: Positive = 1  # iterations between measurements of the gradients; 1 is the exact mode
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # rho: what is kept of the shares at a probe
-    routed: bool = False  # False: every reward to both branches, as published; True: by its route
+    """MARBLE."""
+    probe_every: Positive = 1
+    """Iterations between measurements of the gradients; 1 is the exact mode."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What is kept of the shares at a probe, rho."""
+    routed: bool = False
+    """False: every reward to both branches, as published; True: by its route."""
 
     def build(self, context: CreditContext) -> MarbleCredit:
         return MarbleCredit(self, context)

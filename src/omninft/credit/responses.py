@@ -116,8 +116,11 @@ class TokenOptions(Frozen):
     """Weights of tokens, in both losses."""
 
     enabled: bool = True
-    largest: Annotated[float, Field(ge=1)] = 2.0  # lambda_max
-    clip: tuple[Share, Share] = (0.05, 0.95)  # quantiles
+    """Weigh tokens by their responses."""
+    largest: Annotated[float, Field(ge=1)] = 2.0
+    """Largest weight of a token, lambda_max."""
+    clip: tuple[Share, Share] = (0.05, 0.95)
+    """Quantiles at which responses are cut."""
 
     @model_validator(mode="after")
     def _clip_is_ordered(self) -> TokenOptions:
@@ -130,28 +133,41 @@ class LayerOptions(Frozen):
     """How much gradient crosses at a block, both ways."""
 
     enabled: bool = True
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # tau
+    """Scale gradients by block."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the softmax over blocks, tau."""
 
 
 class RewardOptions(Frozen):
     """Reward weights of each branch."""
 
     enabled: bool = True
-    warmup: Annotated[float, Field(ge=0)] = 0.1  # share of the run with the recipe's weights; above 1: iterations
-    kappa: Share = 0.5  # how far from the recipe's weights to the balanced ones
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9  # rho: what is kept of gamma at a probe
-    probe_every: Positive = 1  # iterations between measurements of the gradients
+    """Weigh rewards by their gradients."""
+    warmup: Annotated[float, Field(ge=0)] = 0.1
+    """Share of the run with the recipe's weights; above 1: iterations."""
+    kappa: Share = 0.5
+    """How far from the recipe's weights to the balanced ones."""
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """What is kept of gamma at a probe, rho."""
+    probe_every: Positive = 1
+    """Iterations between measurements of the gradients."""
 
 
 class ResponseOptions(AdvantageCreditOptions):
     """Options of ARR."""
 
     kind: Literal["arr"] = "arr"
-    routed: bool = True  # a branch hears the rewards that judge it; False: every reward to both
-    window: tuple[Share, Share] = (0.5, 0.9)  # of the denoising steps that responses are recorded in
+    """ARR."""
+    routed: bool = True
+    """A branch hears the rewards that judge it; False: every reward to both."""
+    window: tuple[Share, Share] = (0.5, 0.9)
+    """Shares of the denoising steps in which responses are recorded, from and to."""
     tokens: TokenOptions = TokenOptions()
+    """Token weights."""
     layers: LayerOptions = LayerOptions()
+    """Gradient scales of blocks."""
     rewards: RewardOptions = RewardOptions()
+    """Weights of the rewards."""
 
     @model_validator(mode="after")
     def _window_is_ordered(self) -> ResponseOptions:

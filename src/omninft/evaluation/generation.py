@@ -6,8 +6,6 @@ holds clips of one model with one setting: generation.json says which.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,27 +13,21 @@ from typing import Any
 
 import numpy as np
 import soxr
-from huggingface_hub import try_to_load_from_cache
 
 from omninft.clips.first_frame import read_first_frame
 from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip, write_wav
-from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
+from omninft.config import SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.sampling import load_policy
-from omninft.files import write_text
-from omninft.models.loading import CLIP_FILE, model_path
+from omninft.evaluation.settings import SamplingChoice, check_settings, describe, is_small
 from omninft.noise import Occasion
 from omninft.prompts.prompt_file import PromptRow
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler
 from omninft.scorers.views import fit_length
-from omninft.scorers.weights import file_sha256
-from omninft.types import Clip, OmniNFTError, PromptGroup
-
-SETTINGS_FILE = "generation.json"
-SMALL_STEPS = 16  # of a model that names its own clip size, as the bundled one does
+from omninft.types import Clip, PromptGroup
 
 
 @dataclass(frozen=True)
@@ -55,48 +47,22 @@ class Generation:
     @property
     def is_small(self) -> bool:
         """Whether the model names its own clip size, which is then kept."""
-        return (Path(model_path(self.model)) / CLIP_FILE).is_file()
+        return is_small(self.model)
 
     def sampling(self) -> SamplingConfig:
         """Steps, guidance and size. A clip of 8 k + 1 frames at least as long as `seconds` is asked for."""
-        full = EvaluationConfig().sampling
-        base = SamplingConfig(num_steps=SMALL_STEPS) if self.is_small else full.model_copy(update={"batch_size": 1})
-        video, audio = (
-            base_scale if given is None else base_scale.model_copy(update={"text": given})
-            for base_scale, given in (
-                (base.video_guidance, self.video_guidance),
-                (base.audio_guidance, self.audio_guidance),
-            )
+        choice = SamplingChoice(
+            steps=self.steps, video_guidance=self.video_guidance, audio_guidance=self.audio_guidance
         )
-        changes: dict[str, Any] = {"video_guidance": video, "audio_guidance": audio}
-        if self.steps is not None:
-            changes["num_steps"] = self.steps
         if self.seconds is not None and self.frame_rate is not None and not self.is_small:
             frames = round(self.seconds * self.frame_rate)
-            changes |= {"num_frames": -(-(frames - 1) // 8) * 8 + 1, "frame_rate": self.frame_rate}
-        return base.model_copy(update=changes)
+            choice = replace(choice, frames=-(-(frames - 1) // 8) * 8 + 1, rate=self.frame_rate)
+        return choice.of(self.model)
 
     def describe(self) -> dict[str, Any]:
         """What is stored and printed; equal for equal clips. Raises OmniNFTError when model or LoRA are not there."""
-        sampling = self.sampling()
-        size = {
-            name: value
-            for name in ("num_frames", "height", "width", "frame_rate")
-            if (value := getattr(sampling, name)) is not None
-        }
-        return {
-            "model": self.model,
-            "model_files": _identity(self.model),
-            "lora": str(self.lora) if self.lora is not None else None,
-            "lora_sha256": _lora_digest(self.lora) if self.lora is not None else None,
-            "seed": self.seed,
-            "steps": sampling.num_steps,
-            "video_guidance": _scales(sampling.video_guidance),
-            "audio_guidance": _scales(sampling.audio_guidance),
-            "stg_blocks": list(sampling.stg_blocks),
-            "size": size or "the model's own",
-            "seconds": self.seconds if not self.is_small else None,
-        }
+        told = describe(self.model, self.lora, self.seed, self.sampling())
+        return told | {"seconds": self.seconds if not self.is_small else None}
 
 
 def generate_missing(
@@ -132,34 +98,6 @@ def generate_missing(
         progress(len(mine) - len(todo) + done, len(mine))
 
 
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in `folder` what its clips are made by. Raises OmniNFTError when they are made by something else."""
-    found = read_settings(folder)
-    wanted = json.loads(json.dumps(settings))
-    if found and found != wanted:
-        different = [f"{k} {found.get(k)!r}, now {wanted.get(k)!r}" for k in wanted if found.get(k) != wanted[k]]
-        raise OmniNFTError(
-            f"{folder} holds clips that were made with {'; '.join(different)}; choose another output, or remove it"
-        )
-    if not found:
-        write_text(folder / SETTINGS_FILE, json.dumps(wanted, indent=1) + "\n")
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What the folder's clips were made by; {} where it does not say.
-
-    Raises:
-        OmniNFTError: the file is damaged.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise OmniNFTError(f"{path}: not the settings of a generation ({error})") from error
-
-
 def _write(stem: Path, clip: Clip, generation: Generation) -> None:
     """The WAV, then the mp4."""
     if generation.seconds is not None and not generation.is_small:
@@ -177,26 +115,3 @@ def trimmed(clip: Clip, seconds: float) -> Clip:
     """The first `seconds`: at most as many frames, exactly as many samples (zeros where there are fewer)."""
     frames, samples = round(seconds * clip.frame_rate), round(seconds * clip.sample_rate)
     return replace(clip, video=clip.video[:frames], waveform=fit_length(clip.waveform, samples), views={})
-
-
-def _scales(guidance: GuidanceConfig) -> dict[str, float]:
-    return dict(guidance.model_dump())
-
-
-def _identity(model: str) -> str:
-    """Checksum of a local pipeline's files; of a hub model the commit in the cache."""
-    folder = Path(model_path(model))
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(model, "model_index.json")
-        return f"commit {Path(cached).parent.name}" if isinstance(cached, str) else "not in the cache"
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n".encode())
-    return f"sha256 {digest.hexdigest()[:16]}"
-
-
-def _lora_digest(lora: Path) -> str:
-    files = sorted(lora.glob("*.safetensors")) if lora.is_dir() else [lora]
-    if not files or not files[0].is_file():
-        raise OmniNFTError(f"no LoRA at {lora}; expected a .safetensors file, or a folder with one")
-    return file_sha256(files[0])

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,9 +15,10 @@ from omninft.distributed import default_device
 from omninft.evaluation.benchmark import CLIPS, Shard, parse_shard, run_benchmark
 from omninft.evaluation.catalogue import Choice, build_benchmark, described
 from omninft.evaluation.clip_folder import find_clips, unclaimed
-from omninft.evaluation.generation import Generation, generate_missing, read_settings
+from omninft.evaluation.generation import Generation, generate_missing
 from omninft.evaluation.prompt_table import rows_beside
 from omninft.evaluation.results import EvaluationResult
+from omninft.evaluation.settings import read_settings
 from omninft.prompts.prompt_file import PROMPT_ENDINGS, PromptRow
 from omninft.prompts.sampler import spread
 from omninft.prompts.sources import open_rows
@@ -26,6 +27,13 @@ from omninft.types import OmniNFTError
 SPARE_NAMED = 3  # clips named in a note
 
 Progress = Callable[[str, int, int], None]
+
+
+class Evaluated(NamedTuple):
+    """Where the result is, and the result; None while other shards are not done."""
+
+    folder: Path
+    result: EvaluationResult | None
 
 
 def evaluate(
@@ -43,12 +51,11 @@ def evaluate(
     output: Path | None = None,
     shard: str | None = None,
     progress: Progress = lambda stage, done, total: None,
-) -> tuple[Path, EvaluationResult | None]:
+) -> Evaluated:
     """Evaluate the clips of a folder, or those of a model, which are made first under `output`/clips.
 
     Without `prompts` the benchmark's own are taken for a model, and for clips a prompts.csv (.jsonl, .txt) or
-    scores.json in their folder. `limit` takes that many prompts, evenly spaced (0: all). Returns the folder of the
-    result, and the result; None while other shards are not done.
+    scores.json in their folder. `limit` takes that many prompts, evenly spaced (0: all).
 
     Raises:
         OmniNFTError: whatever is missing or wrong, in a sentence.
@@ -85,7 +92,7 @@ def evaluate(
         )
     except OSError as error:
         raise OmniNFTError(f"{output}: cannot be written ({error})") from error
-    return output, result
+    return Evaluated(output, result)
 
 
 def _shard(text: str | None) -> Shard:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from omninft.evaluation.sampling import sample_clips
+from omninft.evaluation.settings import SamplingChoice, model_sampling
 from omninft.types import OmniNFTError
 
 
@@ -18,20 +19,25 @@ def generate_clips(
     model: str,
     lora: Path | None = None,
     samples: int = 5,
-    steps: int = 40,
+    steps: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, list[Path]]:
     """Clips per prompt, in the order of their samples. Prompts whose clips are all in `folder` are not made again.
 
     Noise is keyed by seed, prompt and sample: what a stopped call made is what a whole one would have made. VBench has
-    no words for sound: the prompt serves for it too.
+    no words for sound: the prompt serves for it too. Steps and guidance are the model's own where nothing is said.
 
     Raises:
         OmniNFTError: `folder` holds clips of other settings; a model or LoRA that cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"model": model, "lora": str(lora) if lora else None, "steps": steps, "seed": seed}
+    settings = {
+        "model": model,
+        "lora": str(lora) if lora else None,
+        "steps": steps or model_sampling(model).num_steps,
+        "seed": seed,
+    }
     record = folder / "settings.json"
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
         raise OmniNFTError(f"{folder} holds clips of other settings ({record.name}); remove it, or export elsewhere")
@@ -52,8 +58,8 @@ def generate_clips(
             lora=lora,
             count=samples,
             limit=0,
-            steps=steps,
             seed=seed,
+            choice=SamplingChoice(steps=steps),
             progress=progress,
         )
     return clips

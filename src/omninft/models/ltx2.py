@@ -164,7 +164,9 @@ class LTX2Policy:
         step = max(side, 32)  # what LTX2Pipeline itself demands
         for name, value in (("height", height), ("width", width)):
             if value % step:
-                raise OmniNFTError(f"sampling.{name}: found {value} pixels, expected a multiple of {step}")
+                low = value // step * step
+                near = f"{low} or {low + step}" if low else str(step)
+                raise OmniNFTError(f"sampling.{name}: found {value} pixels, expected a multiple of {step}, e.g. {near}")
         tokens_per_second = pipe.audio_sampling_rate / pipe.audio_hop_length / pipe.audio_vae_temporal_compression_ratio
         return Geometry(
             num_frames=frames,

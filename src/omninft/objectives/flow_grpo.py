@@ -34,7 +34,9 @@ class StepsOptions(Frozen):
     """Which of the sampling steps the loss is taken at. The last step is not drawn and never among them."""
 
     choice: Literal["first_fraction", "spread"] = "first_fraction"
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of all steps
+    """Which steps are trained on."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of all steps."""
 
 
 def training_steps(choice: StepsOptions, num_steps: int) -> list[int]:
@@ -62,11 +64,17 @@ class FlowGRPOOptions(ObjectiveOptions):
     """Settings of the objective."""
 
     kind: Literal["flow_grpo"] = "flow_grpo"
-    noise_level: Annotated[float, Field(gt=0)] = 0.7  # a of the sampler: how much each step draws
-    clip_range: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # e: of a ratio of mean densities
+    """Flow-GRPO's loss."""
+    noise_level: Annotated[float, Field(gt=0)] = 0.7
+    """How much each step of the sampler draws, a."""
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Of a ratio of mean densities, e."""
     advantage_clip: Annotated[float, Field(gt=0)] = 5.0
-    reference_weight: Annotated[float, Field(ge=0)] = 0.0  # of the divergence from the model without adapter
+    """Largest absolute advantage."""
+    reference_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence from the model without adapter."""
     steps: StepsOptions = StepsOptions()
+    """The trained steps."""
 
     def build(self, context: ObjectiveContext) -> FlowGRPO:
         """Raises OmniNFTError: the rollouts are guided."""

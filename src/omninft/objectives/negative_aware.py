@@ -36,9 +36,13 @@ class SigmasOptions(Frozen):
     """Which of the sampling sigmas the loss is taken at."""
 
     choice: Literal["first_fraction", "spread", "list"] = "first_fraction"
-    fraction: Annotated[float, Field(gt=0, le=1)] = 0.4  # first_fraction
-    count: Positive = 4  # spread: evenly spaced over the sampling schedule
-    values: tuple[float, ...] = ()  # list
+    """Which noise levels are trained on."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.4
+    """Of first_fraction: share of the schedule, its noisiest part."""
+    count: Positive = 4
+    """Of spread: how many, evenly spaced over the sampling schedule."""
+    values: tuple[float, ...] = ()
+    """Of list: the noise levels, 0..1."""
 
     @model_validator(mode="after")
     def _list_has_values(self) -> SigmasOptions:
@@ -66,15 +70,21 @@ class NegativeAwareOptions(ObjectiveOptions):
     """Settings of the objective."""
 
     kind: Literal["negative_aware"] = "negative_aware"
-    beta: Annotated[float, Field(gt=0)] = 1.0  # how far the implicit policies lie from the old one
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0  # the advantage at which a sample is all positive or negative
-    # DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients.
+    """DiffusionNFT's loss."""
+    beta: Annotated[float, Field(gt=0)] = 1.0
+    """How far the implicit policies lie from the old one."""
+    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
+    """The advantage at which a sample is all positive or negative."""
     detach_weight: bool = True
-    reference_weight: Annotated[float, Field(ge=0)] = 1e-4  # of the pull to the model without adapter
-    # Of the rounds that take the term, drawn anew in each iteration; they weigh so much more, so that the mean stays.
+    """DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients."""
+    reference_weight: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight of the pull to the model without adapter."""
     reference_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    reference_space: ReferenceSpace = "x0"  # OmniNFT's reference code; DiffusionNFT takes velocity
+    """Share of the rounds that take the term, drawn anew in each iteration; they weigh so much more: the mean stays."""
+    reference_space: ReferenceSpace = "x0"
+    """What is pulled: x0 as OmniNFT's reference code, velocity as DiffusionNFT."""
     sigmas: SigmasOptions = SigmasOptions()
+    """The noise levels of an iteration."""
 
     def build(self, context: ObjectiveContext) -> NegativeAware:
         return NegativeAware(self, context)

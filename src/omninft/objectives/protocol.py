@@ -111,9 +111,10 @@ class Objective(Protocol):
 class ObjectiveOptions(MethodOptions):
     """Options that every objective has; `build` makes it."""
 
-    # The trained loss is the mean of the two branches, weighed by these.
     video_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the video branch: the trained loss is the weighted mean of the two."""
     audio_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the audio branch."""
 
     @model_validator(mode="after")
     def _one_branch_at_least(self) -> Self:

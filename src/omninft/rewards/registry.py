@@ -17,7 +17,7 @@ import numpy as np
 from omninft.config import RewardConfig, import_object
 from omninft.naming import did_you_mean
 from omninft.scorers.weights import JudgingModel
-from omninft.types import ROUTES, Clip, Component, OmniNFTError, Route, ScoreTable
+from omninft.types import ROUTES, Clip, Component, OmniNFTError, Prompt, Route, ScoreTable
 
 Input = Literal["video", "audio", "prompt_v", "prompt_a", "prompt_av"]
 INPUTS: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a", "prompt_av")
@@ -64,7 +64,11 @@ class ComponentSpec:
 
 @runtime_checkable
 class Reward(Protocol):
-    """A judge of clips. `score` may raise: the runner finds the clip that made it raise and marks that one missing."""
+    """A judge of clips. `score` may raise: the runner finds the clip that made it raise and marks that one missing.
+
+    A reward that judges some prompts only may have a method `judges(prompt, components) -> str | None`: None where it
+    can judge a clip of the prompt in the components of those names, else why not. A run asks it before it starts.
+    """
 
     @property
     def name(self) -> str: ...
@@ -146,6 +150,11 @@ class WeighedReward:
         """None when it can be used, else what is missing and what fetches it."""
         look: Callable[[], str | None] = getattr(self.reward, "missing", lambda: None)
         return look()
+
+    def judges(self, prompt: Prompt) -> str | None:
+        """None when it can judge clips of the prompt, as far as it says, else why not."""
+        ask: Callable[[Prompt, Sequence[str]], str | None] = getattr(self.reward, "judges", lambda *_: None)
+        return ask(prompt, [spec.name for spec in self.components])
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """Raises ValueError when the reward's table is not of the declared shape."""

@@ -17,7 +17,7 @@ from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.weights import JudgingModel
 from omninft.scorers.world_sound import sound_facts
 from omninft.scorers.world_video import video_facts
-from omninft.types import Clip, OmniNFTError, ScoreTable
+from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
 from omninft.worlds.wording import read_request
 
 ERROR_SCALE = 0.11  # rmse of a frame, 0..1, that halves its quality
@@ -55,7 +55,7 @@ def video_text(clip: Clip) -> float:
     if request.count is not None:
         parts.append((3.0, count_match(float(facts.event_strengths.sum()), request.count)))
     if not parts:
-        raise OmniNFTError(f"prompt_v asks for nothing of the bounce world: {clip.prompt.prompt_v!r}")
+        raise OmniNFTError(_asks_nothing("prompt_v", clip.prompt.prompt_v))
     square = facts.square
     # The absence of a square is worth nothing in a picture that shows nothing.
     parts.append((4.0, square if request.square else (1 - square) * smoothstep(facts.presence / 0.7)))
@@ -93,7 +93,7 @@ def audio_text(clip: Clip) -> float:
     if request.sound_count is not None:
         parts.append((3.0, count_match(float(facts.onset_strengths.sum()), request.sound_count)))
     if not parts:
-        raise OmniNFTError(f"prompt_a asks for nothing of the bounce world: {clip.prompt.prompt_a!r}")
+        raise OmniNFTError(_asks_nothing("prompt_a", clip.prompt.prompt_a))
     return _weighted_mean(parts)
 
 
@@ -104,6 +104,10 @@ def certain_events(clip: Clip) -> tuple[np.ndarray, np.ndarray]:
         seen.event_times[seen.event_strengths >= CERTAIN],
         heard.onset_times[heard.onset_strengths >= CERTAIN],
     )
+
+
+def _asks_nothing(field: str, text: str) -> str:
+    return f"{field} asks for nothing of the bounce world: {text!r}"
 
 
 def sync(clip: Clip) -> float:
@@ -168,6 +172,15 @@ class WorldReward:
     inputs: tuple[Input, ...] = ("video", "audio", "prompt_v", "prompt_a")
     licence = "this package's"
     model: JudgingModel | None = None
+
+    def judges(self, prompt: Prompt, components: Sequence[str]) -> str | None:
+        """Why video_text or audio_text, where they are among the components, would be missing; None if they are not."""
+        asked = read_request(prompt.prompt_v, prompt.prompt_a)
+        if "video_text" in components and asked.kind is asked.colour is asked.count is None:
+            return _asks_nothing("prompt_v", prompt.prompt_v)
+        if "audio_text" in components and asked.pitch is asked.sound_kind is asked.sound_count is None:
+            return _asks_nothing("prompt_a", prompt.prompt_a)
+        return None
 
     def score(self, clips: list[Clip]) -> ScoreTable:
         """[B, 5] in 0..1."""

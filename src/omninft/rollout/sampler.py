@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -182,8 +183,7 @@ class RolloutSampler:
         )
 
     def _negative_context(self, batch: int) -> TextContext | None:
-        guidance = (self.sampling.video_guidance, self.sampling.audio_guidance)
-        if all(g.text == 1.0 for g in guidance):
+        if "text" not in weaker_predictions(self.sampling):
             return None
         return self.policy.encode([self.sampling.negative_prompt] * batch)
 
@@ -215,9 +215,10 @@ class RolloutSampler:
         weaker: list[tuple[Latents, list[float]]] = []
         if negative is not None:
             weaker.append((clean(negative), [g.text - 1 for g in guidance]))
-        if any(g.stg for g in guidance):
+        wanted = weaker_predictions(self.sampling)
+        if "stg" in wanted:
             weaker.append((clean(context, "stg"), [g.stg for g in guidance]))
-        if any(g.modality != 1.0 for g in guidance):
+        if "modality" in wanted:
             weaker.append((clean(context, "isolated"), [g.modality - 1 for g in guidance]))
         if not weaker:
             return plain
@@ -229,6 +230,22 @@ class RolloutSampler:
 def _with_given(video: Tensor, given: Conditioning | None) -> Tensor:
     """Latents [B, Tv, C] whose given tokens are what was given."""
     return video if given is None else torch.where(given.mask[..., None], given.video, video)
+
+
+def weaker_predictions(sampling: SamplingConfig) -> tuple[Literal["text", "stg", "modality"], ...]:
+    """What guidance leads away from, each a pass of the model beside the plain one in every step."""
+    guidance = (sampling.video_guidance, sampling.audio_guidance)
+    wanted: tuple[tuple[Literal["text", "stg", "modality"], bool], ...] = (
+        ("text", any(g.text != 1.0 for g in guidance)),
+        ("stg", any(g.stg for g in guidance)),
+        ("modality", any(g.modality != 1.0 for g in guidance)),
+    )
+    return tuple(name for name, on in wanted if on)
+
+
+def num_passes(sampling: SamplingConfig) -> int:
+    """Forwards of the model for one clip: steps x (1 + guidance)."""
+    return sampling.num_steps * (1 + len(weaker_predictions(sampling)))
 
 
 def guide(clean: Tensor, weaker: list[tuple[Tensor, float]], guidance: GuidanceConfig) -> Tensor:

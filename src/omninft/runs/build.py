@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,14 @@ from omninft.models.protocol import JointPolicy
 from omninft.noise import Occasion
 from omninft.objectives.protocol import Objective, ObjectiveContext, ObjectiveOptions
 from omninft.prompts.prompt_set import PromptSet, require_disjoint
-from omninft.prompts.sampler import GroupSampler, evaluation_groups
+from omninft.prompts.sampler import GroupSampler, evaluation_groups, spread
 from omninft.prompts.sources import open_prompts
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
+
+ASKED_PROMPTS = 8  # of each set, whether the rewards can judge them
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def build(config: Config, processes: Processes) -> Parts:
     check_division(config, processes.world)
     prompts = open_all_prompts(config)
     rewards, held_out = build_rewards(config)
+    require_judged(config, prompts, rewards)
     policy = LTX2Policy.load(config.model, config.seed)
     geometry = policy.geometry(config.sampling)
     blocks = len({site.block for site in policy.sites})
@@ -205,6 +209,29 @@ def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedRewa
     return trained, held_out
 
 
+def require_judged(config: Config, prompts: Mapping[str, PromptSet], rewards: Sequence[WeighedReward]) -> None:
+    """Refuse prompts that a trained reward cannot judge, as far as it says so: a few of each set are put to it.
+
+    Raises:
+        OmniNFTError: more of them than may be missing (run.max_missing_share), with the reward, the prompts and why.
+    """
+    unused = {"dev"} if not config.evaluation.every else set()
+    unused |= {"test"} if not config.evaluation.test_clips else set()
+    for reward in rewards:
+        for split, found in prompts.items():
+            if split in unused:
+                continue
+            asked = [found.prompts[i] for i in spread(ASKED_PROMPTS, len(found.prompts))]
+            refused = [(prompt, why) for prompt in asked if (why := reward.judges(prompt)) is not None]
+            if len(refused) <= config.run.max_missing_share * len(asked):
+                continue
+            prompt, why = refused[0]
+            raise OmniNFTError(
+                f"reward {reward.name!r} cannot judge {len(refused)} of {len(asked)} prompts of {found.source} "
+                f"(prompts.{split}), e.g. {prompt.id}: {why}; give rewards that can, or prompts of its kind"
+            )
+
+
 def new_run_folder(config: Config) -> Path:
     """runs/NAME, or NAME-2, NAME-3, ... if there is one already; a name the user gave must be free."""
     parent = Path(config.run.folder)
@@ -227,4 +254,5 @@ def peak_memory_gb() -> float:
     """Largest resident memory of this process so far; on CUDA the largest allocation."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Bytes on macOS, KiB on Linux.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from omninft.checkpoint.store import ensure_writable
 from omninft.config import Config
 from omninft.distributed import Processes
+from omninft.evaluation.wording import word_warning
 from omninft.learning.update import TrainingBatch
 from omninft.rollout.clips import roll_out
 from omninft.runs.build import (
@@ -19,7 +21,9 @@ from omninft.runs.build import (
     new_run_folder,
     open_all_prompts,
     peak_memory_gb,
+    require_judged,
 )
+from omninft.runs.cost import StageSeconds, run_seconds
 from omninft.runs.folder import RUN_BYTES
 from omninft.types import Finding, OmniNFTError
 
@@ -39,6 +43,8 @@ def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
         finding = _look(subject, look)
         ok &= finding.ok
         yield finding
+        if subject == "prompts" and finding.ok and (unknown := _words(config)) is not None:
+            yield Finding("words", True, unknown, doubtful=True)
     if not ok:
         return
     try:
@@ -83,10 +89,21 @@ def _prompts(config: Config) -> str:
     return ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
 
 
+def _words(config: Config) -> str | None:
+    """What the model cannot read of the prompts."""
+    sets = open_all_prompts(config)
+    return word_warning(config.model.path, [prompt for found in sets.values() for prompt in found.prompts])
+
+
 def _rewards(config: Config) -> str:
     trained, held_out = build_rewards(config)
     if not trained:
         raise OmniNFTError("rewards is empty: nothing to learn from; `omninft rewards` lists what there is")
+    try:
+        prompts = open_all_prompts(config)
+    except OmniNFTError:
+        prompts = {}  # what is wrong with them is a finding of its own
+    require_judged(config, prompts, trained)
     listed = ", ".join(f"{c.name} -> {c.route}" for r in trained for c in r.components)
     watched = ", ".join(c.name for r in held_out for c in r.components)
     return listed + (f"; held out: {watched}" if watched else "")
@@ -102,28 +119,51 @@ def _disk(config: Config) -> str:
 
 def _trial(parts: Parts) -> str:
     """One iteration of one batch of clips, the seconds of each stage scaled to the whole run."""
-    config, credit = parts.config, parts.credit
-    begin = time.monotonic()
+    config, credit, update = parts.config, parts.credit, parts.update
+    clock = _Clock()
     groups = parts.groups.groups(0)
-    rollout, clips = next(roll_out(parts.rollouts, groups, config.seed, 0, "old"))
-    table = parts.runner.score(clips)
-    rollout_seconds = time.monotonic() - begin
-    begin = time.monotonic()
-    branches = credit.combine(credit.assign(table, rollout.groups, 0), None, 0).to(parts.policy.device)
+    rollout, clips = next(roll_out(parts.rollouts, groups, config.seed, 0, "old", stage=clock))
+    with clock("rewards"):
+        table = parts.runner.score(clips)
+    device = parts.policy.device
+    advantages = credit.assign(table, rollout.groups, 0)
+    tokens = credit.weigh(rollout, 0)
+    probed = sum(credit.probes(i) for i in range(config.run.iterations)) / config.run.iterations
+    gradients = None
+    if probed:
+        with clock("probe"):
+            alone = [credit.alone(advantages, k).to(device) for k in range(len(advantages.components))]
+            gradients = update.reward_gradients(rollout, tokens, alone, 0)
+    branches = credit.combine(advantages, gradients, 0).to(device)
     num_valid = int(branches.video_valid.sum()), int(branches.audio_valid.sum())
-    parts.update.run(TrainingBatch(rollout, branches, credit.weigh(rollout, 0), num_valid), 0)
-    update_seconds = time.monotonic() - begin
-    share = config.clips_per_iteration / len(clips)
-    iteration = (rollout_seconds + update_seconds) * share
-    evaluation = config.evaluation
-    dev_times = config.run.iterations // evaluation.every + 1 if evaluation.every and "dev" in parts.prompts else 0
-    evaluated = dev_times * evaluation.dev_clips + (2 * evaluation.test_clips if "test" in parts.prompts else 0)
-    steps = evaluation.sampling.num_steps / config.sampling.num_steps
-    total = iteration * config.run.iterations + evaluated * rollout_seconds / len(clips) * steps
+    with clock("update"):
+        update.run(TrainingBatch(rollout, branches, tokens, num_valid), 0)
+    each = {name: seconds / len(clips) for name, seconds in clock.seconds.items()}
+    iteration, total = run_seconds(
+        config,
+        parts.evaluators,
+        StageSeconds(each["sampling"], each["decode"] + each["rewards"], each["update"], each.get("probe", 0.0)),
+        parts.rollouts.geometry,
+        parts.policy.geometry(config.evaluation_sampling),
+        probed,
+    )
     return (
         f"about {iteration:.1f} s an iteration, {_duration(total)} in all with evaluation (measured on "
         f"{len(clips)} clips); peak memory {peak_memory_gb():.1f} GB"
     )
+
+
+class _Clock:
+    """Adds up the seconds of stages by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
 
 
 def _duration(seconds: float) -> str:

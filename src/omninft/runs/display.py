@@ -13,13 +13,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.status import Status
 from rich.table import Table
 
 from omninft.config import Config, RewardConfig
 from omninft.rewards.registry import ComponentSpec, build_reward
 from omninft.rewards.verification import is_verified
 from omninft.runs.build import Parts
+from omninft.runs.cost import StageSeconds, evaluation_clips, evaluation_seconds
 from omninft.types import OmniNFTError
+
+EVALUATING = "evaluating"  # how the labels of evaluations begin
+SLOW = 20.0  # s after which a stage is told of in a file
 
 
 class RunView(Protocol):
@@ -41,6 +46,9 @@ class RunView(Protocol):
 class Display:
     """Receives a run's events in order; this one shows nothing."""
 
+    def loading(self, config: Config) -> None:
+        """Prompts, rewards and the model are about to be read."""
+
     def start(self, run: RunView) -> None:
         """The run is put together."""
 
@@ -48,7 +56,7 @@ class Display:
         """A stage of the iteration begins."""
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """An evaluation has done so many clips."""
+        """So many clips are sampled, of an iteration ("sampling") or of an evaluation."""
 
     def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
         """An iteration ended."""
@@ -80,10 +88,26 @@ class ConsoleDisplay(Display):
         self.rewards: list[dict[str, float]] = []
         self.seconds: list[float] = []
         self.dev: list[tuple[int, dict[str, dict[str, float]]]] = []
-        self._stage_shown = 0.0
+        self._stage_shown = time.monotonic()
+        self._clips = self.bar.add_task("", total=1, visible=False, note="")
+        self._label, self._label_begun, self._label_first = "", 0.0, 0
+        self._evaluated: dict[str, int] = {}  # clips done of evaluations whose end is not told yet
+        self._evaluation_seconds: float | None = None  # of one clip, as the last evaluation took
+        self._loading: Status | None = None
+
+    def loading(self, config: Config) -> None:
+        said = f"loading {config.model.path}, prompts and rewards"
+        if self.console.is_terminal:
+            self._loading = self.console.status(said)
+            self._loading.start()
+        else:
+            self.console.print(said, highlight=False)
 
     def start(self, run: RunView) -> None:
+        self._loaded()
         config, parts = run.config, run.parts
+        self.config, self.splits, self.world = config, tuple(parts.evaluators), parts.processes.world
+        self.geometries = parts.rollouts.geometry, parts.policy.geometry(config.evaluation_sampling)
         facts, g = parts.policy.facts, parts.rollouts.geometry
         lines = [
             f"[bold]{config.recipe}[/bold] on {config.model.path}, seed {config.seed}: {config.run.iterations} "
@@ -111,14 +135,26 @@ class ConsoleDisplay(Display):
         self._note(name)
 
     def progress(self, label: str, done: int, total: int) -> None:
-        self._note(f"{label}: {done}/{total} clips")
-        if self.live is None and (done == total or time.monotonic() - self._stage_shown > 20):
-            self._stage_shown = time.monotonic()
+        now = time.monotonic()
+        if label != self._label:
+            self._label, self._label_begun, self._label_first = label, now, done
+        if label.startswith(EVALUATING):
+            self._evaluated[label] = done
+            if done > self._label_first:
+                each = (now - self._label_begun) / (done - self._label_first)
+                self._evaluation_seconds = each / self.world
+        self.bar.update(self._clips, description=f"  {label}", completed=done, total=total, visible=done < total)
+        self._note("")
+        # In a file: evaluations as they end, and whatever is slow.
+        if self.live is None and ((done == total and label.startswith(EVALUATING)) or now - self._stage_shown > SLOW):
+            self._stage_shown = now
             self.console.print(f"  {label}: {done}/{total} clips", highlight=False)
 
     def iteration(self, iteration: int, metrics: dict[str, float]) -> None:
         self.rewards.append({k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("reward/")})
         self.seconds.append(metrics["seconds"])
+        self.stages = {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("time/")}
+        self._stage_shown, self._label = time.monotonic(), ""
         self.bar.update(self.task, completed=iteration + 1)
         self._note("")
         if self.live is None:
@@ -130,6 +166,7 @@ class ConsoleDisplay(Display):
 
     def evaluation(self, split: str, iteration: int, measures: dict[str, dict[str, float]]) -> None:
         self.dev.append((iteration, measures))
+        self._evaluated.clear()
         if self.live is None:
             listed = "  ".join(f"{name} {m['mean']:.3f}" for name, m in measures.items())
             self.console.print(f"  {split} after {iteration}: {listed}", highlight=False)
@@ -139,18 +176,37 @@ class ConsoleDisplay(Display):
         style = "dim" if level == "info" else "yellow"
         self.console.print(f"[{style}]{level}:[/{style}] {escape(message)}", highlight=False)
 
+    def _loaded(self) -> None:
+        if self._loading is not None:
+            self._loading.stop()
+            self._loading = None
+
     def close(self) -> None:
+        self._loaded()
         if self.live is not None:
             self.live.update(self._view())
             self.live.stop()
             self.live = None
 
     def _left(self) -> str:
+        """Time for the iterations and evaluations still to come, once there was an iteration to judge by."""
         if not self.seconds:
             return "?"
-        recent = self.seconds[-5:]
-        left = sum(recent) / len(recent) * (self.total - int(self.bar.tasks[0].completed))
+        recent, done = self.seconds[-5:], int(self.bar.tasks[self.task].completed)
+        left = sum(recent) / len(recent) * (self.total - done)
+        evaluated = done if self.dev and self.dev[-1][0] == done else done - 1
+        clips = evaluation_clips(self.config, self.splits, evaluated) - sum(self._evaluated.values())
+        left += max(0, clips) * self._evaluation_each()
         return f"{int(left // 60)}:{int(left % 60):02d}"
+
+    def _evaluation_each(self) -> float:
+        """Seconds of one clip of an evaluation: as measured, else by what it has to do more than training's clips."""
+        if self._evaluation_seconds is not None:
+            return self._evaluation_seconds
+        sampling, decode, rewards = (self.stages.get(n, 0.0) for n in ("sampling", "decode", "rewards"))
+        clips = self.config.clips_per_iteration
+        seconds = StageSeconds(sampling / clips, (decode + rewards) / clips)
+        return evaluation_seconds(self.config, seconds, *self.geometries)
 
     def _note(self, note: str) -> None:
         if hasattr(self, "task"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import signal
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -28,11 +29,14 @@ from omninft.learning.update import TrainingBatch, old_decay
 from omninft.models.protocol import AdapterName
 from omninft.rollout.clips import roll_out
 from omninft.runs.build import build, peak_memory_gb
-from omninft.runs.display import Display
+from omninft.runs.display import EVALUATING, Display
 from omninft.runs.folder import Progress, RunFolder
 from omninft.runs.health import HealthCheck
 from omninft.runs.metrics import Level
 from omninft.types import Clip, OmniNFTError, PromptGroup, RewardAdvantages, Rollout, ScoreTable
+
+# (iteration, its metrics) -> False to stop the run there.
+Callback = Callable[[int, dict[str, float]], bool | None]
 
 
 class Session(AbstractContextManager["Session"]):
@@ -42,20 +46,34 @@ class Session(AbstractContextManager["Session"]):
         config: the whole run.
         resume: the folder of a run to go on with; None starts one.
         display: shows progress; None shows nothing.
+        callback: told of every iteration, in the main process.
 
     Raises:
         OmniNFTError: what `build` refuses, or a folder that cannot be written or does not fit.
     """
 
-    def __init__(self, config: Config, resume: Path | None = None, display: Display | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        resume: Path | None = None,
+        display: Display | None = None,
+        callback: Callback | None = None,
+    ) -> None:
         self._begun = time.monotonic()
         self.config = config
         self.processes = Processes(config.distributed.backend)
         self.display = display if display is not None and self.processes.is_main else Display()
-        self.parts = build(config, self.processes)
+        self.callback = callback if self.processes.is_main else None
+        self.display.loading(config)
+        try:
+            self.parts = build(config, self.processes)
+        except BaseException:
+            self.display.close()
+            raise
         self.health = HealthCheck(self.parts.policy, self.parts.surgery)
         self.run_folder = RunFolder(self.parts, resume)
         self.signal: int | None = None  # the one that asked this process to stop
+        self.told_to_stop = False  # by the callback
         self.cut = False  # an evaluation was stopped, in all processes
         # Whether the state is that after `iteration` iterations. Only an update takes it from there, and only moving
         # the old policy brings it to the next. Credit alone moves earlier; `_credit_before` is what it was.
@@ -76,8 +94,8 @@ class Session(AbstractContextManager["Session"]):
 
     @property
     def stop_requested(self) -> bool:
-        """By a signal to this process."""
-        return self.signal is not None
+        """By a signal to this process, or by the callback."""
+        return self.signal is not None or self.told_to_stop
 
     @property
     def progress(self) -> Progress:
@@ -98,7 +116,9 @@ class Session(AbstractContextManager["Session"]):
 
     def roll_out(self, groups: Sequence[PromptGroup]) -> Iterator[tuple[Rollout, list[Clip]]]:
         """This process's clips of the iteration, batch by batch, made by the old policy."""
-        return roll_out(
+        total, done = sum(len(group.samples) for group in groups) // self.processes.world, 0
+        self.display.progress("sampling", done, total)
+        for rollout, clips in roll_out(
             self.parts.rollouts,
             groups,
             self.config.seed,
@@ -107,7 +127,10 @@ class Session(AbstractContextManager["Session"]):
             rank=self.processes.rank,
             world=self.processes.world,
             stage=self.stage,
-        )
+        ):
+            done += len(clips)
+            self.display.progress("sampling", done, total)
+            yield rollout, clips
 
     def gather_scores(self, pending: Sequence[Future[ScoreTable]]) -> ScoreTable:
         """Scores of all clips of the iteration, from all processes; stops the run if too many are missing."""
@@ -145,8 +168,8 @@ class Session(AbstractContextManager["Session"]):
         with self.stage("update"):
             return self.parts.update.run(lessons, self.iteration)
 
-    def record(self, table: ScoreTable, update: dict[str, float]) -> None:
-        """Log the iteration, after its health check."""
+    def record(self, table: ScoreTable, update: dict[str, float]) -> dict[str, float]:
+        """Log the iteration, after its health check; its metrics."""
         metrics: dict[str, float] = {"optimiser_step": self.parts.update.optimiser_step}
         for name, column, valid in zip(table.names, table.values.T, table.valid.T, strict=True):
             metrics[f"reward/{name}"] = float(np.mean(column[valid])) if valid.any() else float("nan")
@@ -164,6 +187,7 @@ class Session(AbstractContextManager["Session"]):
         if self.run_folder.log is not None:
             self.run_folder.log.iteration(self.iteration, metrics)
         self.display.iteration(self.iteration, metrics)
+        return metrics
 
     def move_old(self) -> None:
         """old <- d old + (1 - d) current, which ends the iteration."""
@@ -171,6 +195,11 @@ class Session(AbstractContextManager["Session"]):
         self.iteration += 1
         self._credit_before = None
         self.at_boundary = True
+
+    def tell(self, iteration: int, metrics: dict[str, float]) -> None:
+        """The callback's turn, once the iteration is done and saved; after the last one there is nothing to stop."""
+        if self.callback is not None and self.callback(iteration, metrics) is False and not self.finished:
+            self.told_to_stop = True
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -250,8 +279,9 @@ class Session(AbstractContextManager["Session"]):
         return table
 
     def _evaluate(self, split: str, adapter: AdapterName, folder: str) -> EvaluationScores:
-        progress = partial(self.display.progress, f"evaluating {folder}")
+        progress = partial(self.display.progress, f"{EVALUATING} {folder}")
         place = self.folder / "samples" / folder
+        progress(0, sum(len(group.samples) for group in self.parts.evaluators[split].groups))
         try:
             return self.parts.evaluators[split].run(adapter, place, progress, lambda: self.stop_requested)
         except EvaluationCut:
@@ -288,7 +318,9 @@ class Session(AbstractContextManager["Session"]):
         self.processes.wait()
 
     def __enter__(self) -> Session:
-        self._previous = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        # Only the main thread may set handlers; a notebook's or a server's other threads leave signals to it.
+        caught = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        self._previous = {number: signal.getsignal(number) for number in caught}
         for number in self._previous:
             signal.signal(number, self._on_signal)
         try:
@@ -300,7 +332,7 @@ class Session(AbstractContextManager["Session"]):
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_requested and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # the second Ctrl-C means now
         self.signal = number
         self.display.message(
