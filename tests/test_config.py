@@ -156,6 +156,8 @@ def another(key: str, value: Any) -> Any:
         "objective.sigmas.values": [0.5], "sampling.stg_blocks": [1], "evaluation.sampling.stg_blocks": [1],
         "credit.surgery.schedule": [{"start": 0, "stop": 1, "scale": 0.5}],
         "credit.surgery.audio_schedule": [{"start": 0, "stop": 1, "scale": 0.5}], "model.lora.targets": ["attn1.to_q"],
+        "samples.prompts": "mine.txt", "run.wandb.entity": "us", "run.wandb.group": "a", "run.wandb.mode": "offline",
+        "run.wandb.tags": ["a"],
     }  # fmt: skip
     if key in choices:
         return choices[key]

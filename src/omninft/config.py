@@ -164,6 +164,28 @@ class EvaluationConfig(Frozen):
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
 
 
+class SamplesConfig(Frozen):
+    """Clips of your own prompts while a run goes on: of the base, every so many iterations, and of the end.
+
+    They are sampled as evaluations are, on the same noise every time; no reward judges them.
+    """
+
+    prompts: str | None = None  # a prompt file, as in `prompts`; None: no such clips
+    every: Positive = 25  # iterations
+    count: Positive = 1  # clips of each prompt
+
+
+class WandbConfig(Frozen):
+    """What W&B is told about the run. Of these, trackio takes `project`, `group` and `media`."""
+
+    project: str = "omninft"
+    entity: str | None = None  # user or team; None: the account's default
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["online", "offline", "disabled"] | None = None  # None: what WANDB_MODE says, else online
+    media: bool = True  # clips of evaluations and of `samples` are uploaded
+
+
 class RunConfig(Frozen):
     """Length, place and safety of the run."""
 
@@ -175,6 +197,7 @@ class RunConfig(Frozen):
     keep_last: Positive = 3
     max_missing_share: Share = 0.5  # of one component's scores in one iteration
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    wandb: WandbConfig = WandbConfig()
     threads: Positive | None = None  # None: the cores there are
 
 
@@ -200,6 +223,7 @@ class Config(Frozen):
     objective: SerializeAsAny[MethodOptions] = Field(default_factory=lambda: default_options("objective"))
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    samples: SamplesConfig = SamplesConfig()
     run: RunConfig = RunConfig()
     distributed: DistributedConfig = DistributedConfig()
 
@@ -217,7 +241,9 @@ class Config(Frozen):
 
     def fingerprint(self) -> dict[str, str]:
         """What must agree for a checkpoint to continue this run: everything but length, place and logging."""
-        tree = json.loads(self.model_dump_json(exclude={"run", "evaluation", "recipe", "held_out", "distributed"}))
+        tree = json.loads(
+            self.model_dump_json(exclude={"run", "evaluation", "samples", "recipe", "held_out", "distributed"})
+        )
         tree["run.old_schedule"] = self.run.old_schedule
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in _flatten(tree).items()}
 

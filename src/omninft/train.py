@@ -42,6 +42,8 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
         parts = run.parts
         if run.evaluation_owed:
             run.evaluate_dev()
+        if run.preview_owed:
+            run.preview()
         for iteration in run.iterations():
             groups = parts.groups.groups(iteration)
             rollouts, pending = [], []
@@ -56,6 +58,8 @@ def train(config: Config, resume: Path | None = None, display: Display | None = 
             run.move_old()
             if run.evaluation_due:
                 run.evaluate_dev()
+            if run.preview_due:
+                run.preview()
             if run.save_due:
                 run.save()
         comparison = run.compare_on_test() if run.finished else None

@@ -21,6 +21,7 @@ from omninft.runs.build import (
     peak_memory_gb,
 )
 from omninft.runs.folder import RUN_BYTES
+from omninft.runs.metrics import require_loggers
 from omninft.types import Finding, OmniNFTError
 
 
@@ -33,6 +34,7 @@ def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
     for subject, look in (
         ("clips", lambda: _division(config)),
         ("prompts", lambda: _prompts(config)),
+        ("loggers", lambda: _loggers(config)),
         ("rewards", lambda: _rewards(config)),
         ("disk", lambda: _disk(config)),
     ):
@@ -80,7 +82,14 @@ def _prompts(config: Config) -> str:
             f"{config.prompts.train} holds {len(sets['train'])} prompts, an iteration needs "
             f"{config.prompts.per_iteration} (prompts.per_iteration)"
         )
-    return ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
+    own = sets.pop("samples", None)
+    listed = ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
+    return listed + (f"; {len(own)} of your own (samples)" if own is not None else "")
+
+
+def _loggers(config: Config) -> str:
+    require_loggers(config.run.loggers)
+    return ", ".join(config.run.loggers) or "none"
 
 
 def _rewards(config: Config) -> str:
@@ -118,6 +127,8 @@ def _trial(parts: Parts) -> str:
     evaluation = config.evaluation
     dev_times = config.run.iterations // evaluation.every + 1 if evaluation.every and "dev" in parts.prompts else 0
     evaluated = dev_times * evaluation.dev_clips + (2 * evaluation.test_clips if "test" in parts.prompts else 0)
+    if parts.preview is not None:
+        evaluated += parts.preview.shown * (config.run.iterations // config.samples.every + 1)
     steps = evaluation.sampling.num_steps / config.sampling.num_steps
     total = iteration * config.run.iterations + evaluated * rollout_seconds / len(clips) * steps
     return (
