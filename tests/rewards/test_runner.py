@@ -402,6 +402,23 @@ def test_two_errors_of_one_reward_are_told_apart(tmp_path, caplog):
     assert len(caplog.records) == 2
 
 
+def test_a_batch_that_is_cancelled_is_left_out_and_the_next_is_scored():
+    gate, begun = threading.Event(), threading.Event()
+
+    def waits(batch):
+        begun.set()
+        gate.wait(5)
+        return samples(batch)
+
+    with RewardRunner([reward("waits", waits)]) as runner:
+        futures = [runner.submit(clips(n)) for n in (1, 2, 3)]
+        begun.wait(5)
+        assert not futures[0].cancel()
+        assert futures[1].cancel()
+        gate.set()
+        assert [len(f.result(5).values) for f in (futures[0], futures[2])] == [1, 3]
+
+
 def test_closing_without_waiting_leaves_a_reward_that_hangs():
     gate, begun = threading.Event(), threading.Event()
 

@@ -117,7 +117,8 @@ class RewardRunner:
         def task() -> None:
             if self._dropped:
                 outcome.cancel()
-            else:
+            # Whoever asked may have cancelled it, too; from here on nobody can.
+            if outcome.set_running_or_notify_cancel():
                 _settle(outcome, lambda: self.score(batch))
 
         self._work.put(task)
