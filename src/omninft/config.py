@@ -242,6 +242,37 @@ class EvaluationConfig(Frozen):
     """How evaluations sample."""
 
 
+class SamplesConfig(Frozen):
+    """Clips of your own prompts while a run goes on: of the base, every so many iterations, and of the end.
+
+    They are sampled as evaluations are, on the same noise every time; no reward judges them.
+    """
+
+    prompts: str | None = None
+    """A prompt file, as in `prompts`; null: no such clips."""
+    every: Positive = 25
+    """Iterations between them."""
+    count: Positive = 1
+    """Clips of each prompt."""
+
+
+class WandbConfig(Frozen):
+    """What W&B is told about the run. Of these, trackio takes `project`, `group` and `media`."""
+
+    project: str = "omninft"
+    """Where the run is filed."""
+    entity: str | None = None
+    """User or team; null: the account's default."""
+    group: str | None = None
+    """What runs are shown together under."""
+    tags: tuple[str, ...] = ()
+    """Words to find the run by."""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """Null: what WANDB_MODE says, else online."""
+    media: bool = True
+    """Upload the clips of evaluations and of `samples`."""
+
+
 class RunConfig(Frozen):
     """Length, place and safety of the run."""
 
@@ -261,8 +292,10 @@ class RunConfig(Frozen):
     """Share of one reward component's scores that may be missing in an iteration."""
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics go beside metrics.jsonl."""
+    wandb: WandbConfig = WandbConfig()
+    """What W&B is told."""
     threads: Positive | None = None
-    """Threads of the CPU; null: the cores there are."""
+    """Threads of the CPU; null: what OMP_NUM_THREADS says, else the cores there are."""
 
 
 class DistributedConfig(Frozen):
@@ -299,6 +332,8 @@ class Config(Frozen):
     """AdamW, and how its steps are cut."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluations, base against trained."""
+    samples: SamplesConfig = SamplesConfig()
+    """Clips of your own prompts, for looking at."""
     run: RunConfig = RunConfig()
     """Length, place and safety of the run."""
     distributed: DistributedConfig = DistributedConfig()
@@ -318,7 +353,9 @@ class Config(Frozen):
 
     def fingerprint(self) -> dict[str, str]:
         """What must agree for a checkpoint to continue this run: everything but length, place and logging."""
-        tree = json.loads(self.model_dump_json(exclude={"run", "evaluation", "recipe", "held_out", "distributed"}))
+        tree = json.loads(
+            self.model_dump_json(exclude={"run", "evaluation", "samples", "recipe", "held_out", "distributed"})
+        )
         tree["run.old_schedule"] = self.run.old_schedule
         flat = {k: v for k, v in _flatten(tree).items() if k not in ADDED or v != ADDED[k]}
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in flat.items()}

@@ -32,6 +32,7 @@ class Occasion(IntEnum):
     TEST = -2
     SAMPLE = -3
     BENCHMARK = -4
+    PREVIEW = -5
 
 
 def noise_seed(

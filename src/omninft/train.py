@@ -80,6 +80,8 @@ def train(
         parts = run.parts
         if run.evaluation_owed:
             run.evaluate_dev()
+        if run.preview_owed:
+            run.preview()
         for iteration in run.iterations():
             groups = parts.groups.groups(iteration)
             rollouts, pending = [], []
@@ -94,6 +96,8 @@ def train(
             run.move_old()
             if run.evaluation_due:
                 run.evaluate_dev()
+            if run.preview_due:
+                run.preview()
             if run.save_due:
                 run.save()
             run.tell(iteration, metrics)

@@ -269,6 +269,12 @@ class Clip:
     views: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
+    def read_only(self) -> Clip:
+        """This clip, with the same derived views, in arrays that raise ValueError when they are written to."""
+        video, waveform = self.video.view(), self.waveform.view()
+        video.flags.writeable = waveform.flags.writeable = False
+        return replace(self, video=video, waveform=waveform)
+
     def view(self, name: str, compute: Callable[[Clip], Any]) -> Any:
         """The derived view `name`, computed by `compute(clip)` on first use, once whoever asks meanwhile."""
         with self._lock:

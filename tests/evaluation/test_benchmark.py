@@ -47,7 +47,7 @@ class Judge:
             if clip.prompt.id == self.end_at:
                 raise KeyboardInterrupt
             if clip.prompt.id == self.fail_on:
-                raise RuntimeError("out of memory")
+                raise RuntimeError("cannot judge this")
             self.seen.append(clip.prompt.id)
             peak = float(np.abs(clip.waveform).max()) if clip.waveform.size else np.nan
             rows.append([float(clip.video.mean()), peak, 0.0])

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
 import torch
 
+from omninft.rewards.failures import FailureLog
 from omninft.rewards.registry import CallableReward, ComponentSpec
 from omninft.rewards.runner import RewardRunner, missing_counts
 from omninft.types import Clip, Component, OmniNFTError, Prompt, ScoreTable
@@ -270,3 +274,166 @@ def test_an_interrupt_passes_through_a_time_limit():
 
     with pytest.raises(KeyboardInterrupt):
         RewardRunner([Placed("slow", "cpu", interrupted, time_limit=5)]).score(clips(2))
+
+
+def brightness(batch):
+    return [float(c.video.mean() + c.waveform.mean()) for c in batch]
+
+
+def noisy_clips(count: int) -> list[Clip]:
+    numbers = np.random.default_rng(0)
+    return [
+        Clip(
+            numbers.integers(1, 255, (2, 4, 4, 3), np.uint8),
+            12.0,
+            numbers.random((1, 8), np.float32),
+            16_000,
+            Prompt("p", "", "", ""),
+            i,
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("part", ["video", "waveform"])
+def test_a_reward_that_writes_into_clips_spoils_no_other(part):
+    def spoils(batch):
+        for clip in batch:
+            getattr(clip, part)[:] = 0
+        return [0.0] * len(batch)
+
+    given = noisy_clips(3)
+    expected = brightness(given)
+    table = RewardRunner([reward("spoils", spoils), reward("honest", brightness)]).score(given)
+    np.testing.assert_array_equal(table.column("honest"), expected)
+    assert not np.isfinite(table.column("spoils")).any()
+    assert table.reasons[0, 0].startswith("clips are read-only: copy the array first (ValueError:")
+    given[0].video[:] = 0  # the caller's arrays are the caller's
+
+
+def test_a_reward_that_empties_its_list_empties_no_other():
+    def takes(batch):
+        found = samples(batch)
+        batch.clear()
+        return found
+
+    table = RewardRunner([reward("takes", takes), reward("after", samples)]).score(clips(3))
+    assert table.reasons[0, 0].startswith("ValueError: takes returned")
+    np.testing.assert_array_equal(table.column("after"), [0, 1, 2])
+
+
+@pytest.mark.parametrize("time_limit", [None, 5])
+def test_a_reward_that_changes_the_working_folder_moves_nothing(tmp_path, monkeypatch, time_limit):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    seen = []
+    rewards = [
+        Placed("wanders", "cpu", lambda: os.chdir(tmp_path / "elsewhere"), time_limit),
+        Placed("after", "cpu", lambda: seen.append(os.getcwd())),
+    ]
+    RewardRunner(rewards).score(clips(2))
+    assert seen == [str(tmp_path)]
+    assert os.getcwd() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_out_of_memory_is_no_missing_score(error, device):
+    def hungry():
+        raise error
+
+    rewards = [Placed("hungry", device, hungry, 5), reward("other", samples)]
+    with (
+        RewardRunner(rewards, max_missing_share=1.0) as runner,
+        pytest.raises(OmniNFTError, match=r"reward hungry ran out of memory on a batch of 4 clips .*omninft serve"),
+    ):
+        runner.submit(clips(4)).result(5)
+
+
+def test_an_error_that_memory_caused_is_one_of_memory():
+    def wraps(batch):
+        try:
+            raise MemoryError
+        except MemoryError as cause:
+            raise OmniNFTError("the judge failed") from cause
+
+    with pytest.raises(OmniNFTError, match="wraps ran out of memory"):
+        RewardRunner([reward("wraps", wraps)]).score(clips(1))
+
+
+def test_an_error_is_told_once_and_counted_and_all_are_in_the_file(tmp_path, caplog):
+    def broken(batch):
+        raise RuntimeError(f"cannot read frame {batch[0].sample}")
+
+    log = tmp_path / "rewards.log"
+    with RewardRunner([reward("broken", broken), reward("sound", samples)], failures=FailureLog(log)) as runner:
+        assert not log.exists()
+        runner.score(clips(4))
+        runner.score(clips(2))
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("reward broken failed on p sample 0: RuntimeError: cannot read frame 0 (")
+    assert str(log) in lines[0]
+    assert lines[1] == "reward broken failed 6 times in all: RuntimeError: cannot read frame 0"
+    assert not any(record.exc_info for record in caplog.records)
+    text = log.read_text()
+    assert text.count("Traceback") == 1
+    assert text.count("failed on p sample") == 6
+    assert "cannot read frame 3" in text
+
+
+def test_two_errors_of_one_reward_are_told_apart(tmp_path, caplog):
+    def two(batch):
+        if batch[0].sample % 2:
+            raise KeyError("a")
+        raise RuntimeError("b")
+
+    with RewardRunner([reward("two", two)]) as runner:
+        runner.score(clips(1))
+        runner.score(clips(2)[1:])
+    assert len(caplog.records) == 2
+
+
+def test_a_batch_that_is_cancelled_is_left_out_and_the_next_is_scored():
+    gate, begun = threading.Event(), threading.Event()
+
+    def waits(batch):
+        begun.set()
+        gate.wait(5)
+        return samples(batch)
+
+    with RewardRunner([reward("waits", waits)]) as runner:
+        futures = [runner.submit(clips(n)) for n in (1, 2, 3)]
+        begun.wait(5)
+        assert not futures[0].cancel()
+        assert futures[1].cancel()
+        gate.set()
+        assert [len(f.result(5).values) for f in (futures[0], futures[2])] == [1, 3]
+
+
+def test_closing_without_waiting_leaves_a_reward_that_hangs():
+    gate, begun = threading.Event(), threading.Event()
+
+    def hangs(batch):
+        begun.set()
+        gate.wait(10)
+        return samples(batch)
+
+    runner = RewardRunner([reward("hangs", hangs)])
+    first, second = runner.submit(clips(1)), runner.submit(clips(1))
+    begun.wait(5)
+    start = time.monotonic()
+    runner.close(wait=False)
+    assert time.monotonic() - start < 1
+    gate.set()
+    assert first.result(5).values.shape == (1, 1)
+    with pytest.raises(CancelledError):
+        second.result(5)

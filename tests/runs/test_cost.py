@@ -48,6 +48,10 @@ def test_clips_of_evaluations() -> None:
     assert evaluation_clips(config, ("dev",), 17) == 2 * 64
     assert evaluation_clips(config, ("dev",), 18) == 64
     assert evaluation_clips(load_config("omninft", ["evaluation.every=0"]), ("dev",)) == 0
+    # Of the base, after 10, after 20 and at the end.
+    previewed = load_config("omninft", ["run.iterations=24", "samples.every=10"])
+    assert evaluation_clips(previewed, (), previewed=3) == 4 * 3
+    assert evaluation_clips(previewed, (), 10, 3) == 2 * 3
 
 
 def test_seconds_of_a_run_with_guided_evaluations_and_probes() -> None:

@@ -7,6 +7,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 from omninft.distributed import Processes
 from omninft.runs.build import Parts, build
-from omninft.runs.folder import Progress, RunFolder, read_run_config, stateful_parts
+from omninft.runs.folder import Progress, RunFolder, make_run_folder, read_run_config, stateful_parts
 from omninft.runs.metrics import MetricsLog, read_metrics
 from omninft.types import OmniNFTError
 from tests.test_train import model, small_config  # noqa: F401
@@ -291,6 +293,54 @@ def test_an_empty_config_is_no_recipe(parts: Parts) -> None:
     (run / "config.yaml").write_text("\n")
     with pytest.raises(OmniNFTError, match=r"config\.yaml is empty: expected the recipe"):
         read_run_config(run)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("# only a remark\n", "is empty: expected the recipe"),
+        ("{}\n", "is empty: expected the recipe"),
+        ("[]\n", "found a list, expected a mapping"),
+        ("just words\n", "found a str, expected a mapping"),
+        ("\0" * 20, "cannot be read: .*; expected the recipe"),
+    ],
+)
+def test_what_is_no_mapping_is_no_config_of_a_run(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(OmniNFTError, match=rf"(?s)config\.yaml:? {told}"):
+        read_run_config(tmp_path)
+
+
+def test_runs_that_start_at_the_same_moment_get_a_folder_each(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    config = small_config(model, tmp_path / "runs")
+    together = threading.Barrier(8)
+
+    def make() -> Path:
+        together.wait(5)
+        return make_run_folder(config)
+
+    with ThreadPoolExecutor(8) as pool:
+        made = [future.result() for future in [pool.submit(make) for _ in range(8)]]
+    assert sorted(path.name for path in made) == ["small", *(f"small-{n}" for n in range(2, 9))]
+    assert all(path.is_dir() for path in made)
+
+
+def test_a_run_that_lost_the_name_takes_the_next(parts: Parts) -> None:
+    first, second = RunFolder(parts, None), RunFolder(parts, None)
+    assert first.path == second.path
+    first.open(resume=False)
+    second.open(resume=False)
+    assert [first.path.name, second.path.name] == ["small", "small-2"]
+    assert second.store.folder.parent == second.lock.path.parent == second.path
+    for folder in (first, second):
+        assert (folder.path / "config.yaml").is_file()
+        folder.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(OmniNFTError, match="cannot be made"):
+        make_run_folder(small_config(model, tmp_path / "runs"))
 
 
 def test_a_row_of_an_iteration_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

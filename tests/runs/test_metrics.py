@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import sys
 import types
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from omninft.runs.metrics import MetricsLog, frame_strip, read_metrics
+from omninft.config import WandbConfig
+from omninft.runs.metrics import LoggerName, MetricsLog, frame_strip, read_metrics, require_loggers
 from omninft.types import Clip, OmniNFTError, Prompt
 
 
@@ -157,6 +159,16 @@ def test_tensorboard_forgets_on_rewind_but_keeps_the_checkpoints_evaluation(tmp_
     assert [(e.step, e.value) for e in events.Scalars("dev/sync")] == [(1, 0.0)]
 
 
+@dataclass(frozen=True)
+class FakeVideo:
+    """The signature that W&B and trackio document for videos."""
+
+    data_or_path: str
+    caption: str | None = None
+    fps: int | None = None
+    format: str | None = None
+
+
 class FakeRun:
     """Records what a W&B or trackio run is told."""
 
@@ -187,7 +199,7 @@ def test_hosted_loggers_get_numbers_events_and_clips(
         return runs[-1]
 
     module.init = init  # type: ignore[attr-defined]
-    module.Video = lambda path: ("video", path)  # type: ignore[attr-defined]
+    module.Video = FakeVideo  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, name, module)
     folder = tmp_path / "run-a"
     with MetricsLog(folder, [name], {"betas": (0.9, 0.999)}) as log:  # type: ignore[list-item]
@@ -197,19 +209,69 @@ def test_hosted_loggers_get_numbers_events_and_clips(
         log.rewind(4)
     (run,) = runs
     assert run.options["project"] == "omninft"
-    assert run.options["name"] == "run-a"
+    run_id = (folder / "tracker_id.txt").read_text().strip()
+    assert len(run_id) == 8
+    assert run.options["name"] == ("run-a" if name == "wandb" else f"run-a-{run_id}")
+    assert "entity" not in run.options
+    assert "mode" not in run.options
     assert run.options["config"] == {"betas": [0.9, 0.999]}
     assert run.options["resume"] == "allow"
     assert run.logged == [
         {"iteration": 3, "reward/sync": 0.5},
         {"iteration": 4, "dev/sync": 0.6, "dev/sync_low": 0.5, "dev/sync_high": 0.7},
-        {"iteration": 4, "dev/p-0": ("video", str(folder / "p-0.mp4"))},
+        {"iteration": 4, "dev/p-0": FakeVideo(str(folder / "p-0.mp4"), caption="av", format="mp4")},
         {"iteration": 4, "event/info": "resumed from the checkpoint after 4 iterations"},
     ]
     assert run.calls[-1] == ("finish",)
     if name == "wandb":
-        assert run.options["id"] == "run-a"
+        assert run.options["id"] == run_id
+        assert Path(run.options["dir"]).is_absolute()
         assert ("define_metric", "*", "iteration") in run.calls
+
+
+@pytest.fixture
+def hosted(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    """Runs that modules in the place of W&B and trackio were asked for."""
+    runs: list[FakeRun] = []
+
+    def init(**options: Any) -> FakeRun:
+        runs.append(FakeRun(**options))
+        return runs[-1]
+
+    for name in ("wandb", "trackio"):
+        module = types.ModuleType(name)
+        module.init, module.Video = init, FakeVideo  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    return runs
+
+
+@pytest.mark.parametrize(("name", "key"), [("wandb", "id"), ("trackio", "name")])
+def test_a_run_goes_on_as_the_same_and_is_no_other_of_its_name(
+    name: LoggerName, key: str, tmp_path: Path, hosted: list[FakeRun]
+) -> None:
+    for folder in (tmp_path / "here" / "omninft", tmp_path / "there" / "omninft", tmp_path / "here" / "omninft"):
+        MetricsLog(folder, [name]).close()
+    here, there, again = (run.options[key] for run in hosted)
+    assert here == again != there
+
+
+def test_settings_go_to_the_services(tmp_path: Path, hosted: list[FakeRun]) -> None:
+    settings = WandbConfig(project="balls", entity="us", group="first", tags=("a", "b"), mode="offline", media=False)
+    with MetricsLog(tmp_path, ["wandb", "trackio"], wandb=settings) as log:
+        log.clips("dev", 1, [(tmp_path / "p-0.mp4", make_clip())])
+    for run in hosted:
+        assert (run.options["project"], run.options["group"]) == ("balls", "first")
+        assert run.logged == []
+    assert [hosted[0].options[key] for key in ("entity", "tags", "mode")] == ["us", ["a", "b"], "offline"]
+    assert not {"entity", "tags", "mode", "id", "dir"} & hosted[1].options.keys()
+
+
+def test_a_logger_that_is_there_and_broken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trackio.py").write_text("import a_part_that_is_missing")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(OmniNFTError, match=r"names trackio, which cannot be imported: .*a_part_that_is_missing"):
+        require_loggers(["trackio"])
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -217,7 +279,8 @@ def test_a_logger_that_is_not_installed_says_how_to_get_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(OmniNFTError, match=f"pip install {name}"):
+    told = rf"run\.loggers names {name}, which is not installed: pip install 'omninft\[{name}\]'"
+    with pytest.raises(OmniNFTError, match=told):
         MetricsLog(tmp_path, [name])  # type: ignore[list-item]
 
 

@@ -30,6 +30,7 @@ from omninft.evaluation.results import RESULT_FILE, ClipScores, EvaluationResult
 from omninft.evaluation.set_metrics import SetMetric
 from omninft.files import write_atomically
 from omninft.prompts.prompt_file import PromptRow
+from omninft.rewards.failures import LOG_NAME, FailureLog
 from omninft.rewards.registry import Reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -135,7 +136,7 @@ def run_benchmark(
     work = "scores of other settings, metrics or prompts"
     with (
         Journal(path, header, work) as journal,
-        RewardRunner(benchmark.judges, max_missing_share=1.0) as runner,
+        RewardRunner(benchmark.judges, 1.0, FailureLog(output / LOG_NAME)) as runner,
     ):
 
         def of_others() -> dict[tuple[int, str], dict[str, Any]]:

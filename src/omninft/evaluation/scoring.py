@@ -28,6 +28,7 @@ from omninft.evaluation.clip_folder import sample_name
 from omninft.files import write_atomically
 from omninft.prompts.prompt_file import PROMPT_ENDINGS
 from omninft.prompts.sources import open_rows
+from omninft.rewards.failures import LOG_NAME, FailureLog
 from omninft.rewards.registry import build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.types import Clip, OmniNFTError, Prompt, ScoreTable
@@ -141,7 +142,8 @@ def score_files(
         raise OmniNFTError("; ".join(missing))
     known = _Prompts(prompts)
     done: dict[str, FileScores] = {}
-    with _journal(output, rewards, prompts) as journal, RewardRunner(built, max_missing_share=1.0) as runner:
+    failures = FailureLog(output.with_name(f"{output.name}.{LOG_NAME}") if output is not None else None)
+    with _journal(output, rewards, prompts) as journal, RewardRunner(built, 1.0, failures) as runner:
         names = tuple(c.name for c in runner.components)
         for entry in journal.resume(lambda e: not e["reasons"] and e["stamp"] == file_stamp(base / e["file"])):
             done[entry["file"]] = FileScores(**{k: v for k, v in entry.items() if k != "stamp"})

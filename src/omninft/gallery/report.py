@@ -22,6 +22,7 @@ from omninft.evaluation.paired import EQUIVALENCE, GROUP_TITLES, JUDGED_ON, Esti
 from omninft.files import write_text
 from omninft.gallery import curves, figures
 from omninft.gallery.players import player_groups, score_names
+from omninft.gallery.previews import preview_groups
 from omninft.gallery.run_folder import RunFolder, after, read_run_folder, shown_sets
 
 FILE_NAME = "report.html"
@@ -106,6 +107,7 @@ def render_report(run: RunFolder, *, running: bool = False, refresh: int = 0) ->
             first_look=first_look(run),
             first_look_at=_dev_span(run),
             groups=groups,
+            previews=preview_groups(run),
             set_names=[clips.name for _, clips in sets],
             sorts=[(n, n in measures) for n in names],
             has_seen=any(c.seen for _, s in sets for c in s.clips.values()),

@@ -110,7 +110,8 @@ def shown_sets(run: RunFolder) -> list[tuple[str, ClipSet]]:
     if dev:
         chosen = sorted({min(dev), max(dev)})
         return [(after(at), dev[at]) for at in chosen]
-    return [(name, clips) for name, clips in list(run.clip_sets.items())[:1]]
+    others = [(name, clips) for name, clips in run.clip_sets.items() if not name.startswith("preview-")]
+    return others[:1]
 
 
 def after(iterations: int) -> str:

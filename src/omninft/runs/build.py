@@ -27,10 +27,12 @@ from omninft.objectives.protocol import Objective, ObjectiveContext, ObjectiveOp
 from omninft.prompts.prompt_set import PromptSet, require_disjoint
 from omninft.prompts.sampler import GroupSampler, evaluation_groups, spread
 from omninft.prompts.sources import open_prompts
+from omninft.rewards.failures import FailureLog
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.rewards.runner import RewardRunner
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import OmniNFTError
+from omninft.runs.metrics import require_loggers
+from omninft.types import OmniNFTError, PromptGroup
 
 ASKED_PROMPTS = 8  # of each set, whether the rewards can judge them
 
@@ -41,7 +43,7 @@ class Parts:
 
     config: Config
     processes: Processes
-    prompts: dict[str, PromptSet]  # train, and dev and test where there are some
+    prompts: dict[str, PromptSet]  # train, and dev, test and samples where there are some
     rewards: list[WeighedReward]
     held_out: list[WeighedReward]
     policy: JointPolicy
@@ -53,6 +55,7 @@ class Parts:
     objective: Objective
     update: PolicyUpdate
     evaluators: dict[str, Evaluator]  # dev and test
+    preview: Evaluator | None  # of the user's own prompts, judged by nothing
     export: Callable[[Path], Path]  # writes what was trained, for other programs, into a folder
 
     @property
@@ -67,9 +70,9 @@ class Parts:
             for c in reward.components
         ]
 
-    def close(self) -> None:
-        """End what runs in the background."""
-        self.runner.close()
+    def close(self, wait: bool = True) -> None:
+        """End what runs in the background; without `wait` what hangs there is left behind."""
+        self.runner.close(wait)
 
 
 def build(config: Config, processes: Processes) -> Parts:
@@ -81,6 +84,7 @@ def build(config: Config, processes: Processes) -> Parts:
     """
     torch.set_num_threads(config.run.threads or available_cores())
     check_division(config, processes.world)
+    require_loggers(config.run.loggers)
     prompts = open_all_prompts(config)
     rewards, held_out = build_rewards(config)
     require_judged(config, prompts, rewards)
@@ -92,6 +96,7 @@ def build(config: Config, processes: Processes) -> Parts:
     objective = _objective_options(config.objective).build(ObjectiveContext(geometry, config.seed, config.sampling))
     rollouts = RolloutSampler(policy, config.sampling, credit.needs | objective.needs, read_first_frame)
     plan, ones = credit.surgery, (1.0,) * blocks
+    failures = FailureLog()
     surgery = None if plan is None else GradientSurgery(policy.sites, ones, ones, plan.target)
     return Parts(
         config=config,
@@ -104,7 +109,7 @@ def build(config: Config, processes: Processes) -> Parts:
             prompts["train"].prompts, config.prompts.per_iteration, config.prompts.group_size, config.seed
         ),
         rollouts=rollouts,
-        runner=RewardRunner(rewards, config.run.max_missing_share),
+        runner=RewardRunner(rewards, config.run.max_missing_share, failures),
         credit=credit,
         surgery=surgery,
         objective=objective,
@@ -118,7 +123,8 @@ def build(config: Config, processes: Processes) -> Parts:
             surgery,
             plan is not None and plan.video_loss_only,
         ),
-        evaluators=_evaluators(config, policy, prompts, [*rewards, *held_out], processes),
+        evaluators=_evaluators(config, policy, prompts, RewardRunner([*rewards, *held_out], 1.0, failures), processes),
+        preview=_preview(config, policy, prompts, processes),
         export=partial(export_lora, policy.adapters),
     )
 
@@ -139,7 +145,7 @@ def _evaluators(
     config: Config,
     policy: JointPolicy,
     prompts: dict[str, PromptSet],
-    rewards: list[WeighedReward],
+    runner: RewardRunner,
     processes: Processes,
 ) -> dict[str, Evaluator]:
     """Of the splits that are evaluated."""
@@ -152,19 +158,33 @@ def _evaluators(
     if not wanted:
         return {}
     sampler = RolloutSampler(policy, config.evaluation_sampling, read_frame=read_first_frame)
-    score = RewardRunner(rewards, max_missing_share=1.0).score
     return {
         split: Evaluator(
             sampler,
             evaluation_groups(prompts[split].prompts, clips),
             evaluation.seed,
             occasion,
-            score,
+            runner.score,
             processes,
             evaluation.shown_clips,
         )
         for split, (clips, occasion) in wanted.items()
     }
+
+
+def _preview(
+    config: Config, policy: JointPolicy, prompts: dict[str, PromptSet], processes: Processes
+) -> Evaluator | None:
+    """Every clip of `samples` is shown, none is scored."""
+    if "samples" not in prompts:
+        return None
+    samples = tuple(range(config.samples.count))
+    groups = [PromptGroup(prompt, samples) for prompt in prompts["samples"].prompts]
+    sampler = RolloutSampler(policy, config.evaluation_sampling, read_frame=read_first_frame)
+    shown = len(groups) * len(samples)
+    return Evaluator(
+        sampler, groups, config.evaluation.seed, Occasion.PREVIEW, RewardRunner(()).score, processes, shown
+    )
 
 
 def check_division(config: Config, processes: int) -> None:
@@ -188,8 +208,9 @@ def check_division(config: Config, processes: int) -> None:
 
 
 def open_all_prompts(config: Config) -> dict[str, PromptSet]:
-    """Train, dev and test prompts, checked to be disjoint."""
+    """Train, dev and test prompts, checked to be disjoint, and those of `samples`, which may be any."""
     sources = {"train": config.prompts.train, "dev": config.prompts.dev, "test": config.prompts.test}
+    sources["samples"] = config.samples.prompts
     sets = {split: open_prompts(source) for split, source in sources.items() if source}
     require_disjoint(sets["train"], sets.get("dev"), sets.get("test"))
     return sets
@@ -215,7 +236,7 @@ def require_judged(config: Config, prompts: Mapping[str, PromptSet], rewards: Se
     Raises:
         OmniNFTError: more of them than may be missing (run.max_missing_share), with the reward, the prompts and why.
     """
-    unused = {"dev"} if not config.evaluation.every else set()
+    unused = {"samples"} | ({"dev"} if not config.evaluation.every else set())
     unused |= {"test"} if not config.evaluation.test_clips else set()
     for reward in rewards:
         for split, found in prompts.items():
@@ -244,7 +265,7 @@ def new_run_folder(config: Config) -> Path:
             )
         return folder
     folder, number = parent / config.recipe, 1
-    while folder.exists() and any(folder.iterdir()):
+    while folder.exists():  # an empty one may be another run's, which made it a moment ago
         number += 1
         folder = parent / f"{config.recipe}-{number}"
     return folder

@@ -25,6 +25,7 @@ from omninft.runs.build import (
 )
 from omninft.runs.cost import StageSeconds, run_seconds
 from omninft.runs.folder import RUN_BYTES
+from omninft.runs.metrics import require_loggers
 from omninft.types import Finding, OmniNFTError
 
 
@@ -37,6 +38,7 @@ def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
     for subject, look in (
         ("clips", lambda: _division(config)),
         ("prompts", lambda: _prompts(config)),
+        ("loggers", lambda: _loggers(config)),
         ("rewards", lambda: _rewards(config)),
         ("disk", lambda: _disk(config)),
     ):
@@ -86,7 +88,14 @@ def _prompts(config: Config) -> str:
             f"{config.prompts.train} holds {len(sets['train'])} prompts, an iteration needs "
             f"{config.prompts.per_iteration} (prompts.per_iteration)"
         )
-    return ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
+    own = sets.pop("samples", None)
+    listed = ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
+    return listed + (f"; {len(own)} of your own (samples)" if own is not None else "")
+
+
+def _loggers(config: Config) -> str:
+    require_loggers(config.run.loggers)
+    return ", ".join(config.run.loggers) or "none"
 
 
 def _words(config: Config) -> str | None:
@@ -146,6 +155,7 @@ def _trial(parts: Parts) -> str:
         parts.rollouts.geometry,
         parts.policy.geometry(config.evaluation_sampling),
         probed,
+        parts.preview.shown if parts.preview is not None else 0,
     )
     return (
         f"about {iteration:.1f} s an iteration, {_duration(total)} in all with evaluation (measured on "

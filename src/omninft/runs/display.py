@@ -107,6 +107,7 @@ class ConsoleDisplay(Display):
         self._loaded()
         config, parts = run.config, run.parts
         self.config, self.splits, self.world = config, tuple(parts.evaluators), parts.processes.world
+        self.previewed = parts.preview.shown if parts.preview is not None else 0
         self.geometries = parts.rollouts.geometry, parts.policy.geometry(config.evaluation_sampling)
         facts, g = parts.policy.facts, parts.rollouts.geometry
         lines = [
@@ -155,6 +156,7 @@ class ConsoleDisplay(Display):
         self.seconds.append(metrics["seconds"])
         self.stages = {k.split("/", 1)[1]: v for k, v in metrics.items() if k.startswith("time/")}
         self._stage_shown, self._label = time.monotonic(), ""
+        self._evaluated.clear()
         self.bar.update(self.task, completed=iteration + 1)
         self._note("")
         if self.live is None:
@@ -195,7 +197,7 @@ class ConsoleDisplay(Display):
         recent, done = self.seconds[-5:], int(self.bar.tasks[self.task].completed)
         left = sum(recent) / len(recent) * (self.total - done)
         evaluated = done if self.dev and self.dev[-1][0] == done else done - 1
-        clips = evaluation_clips(self.config, self.splits, evaluated) - sum(self._evaluated.values())
+        clips = evaluation_clips(self.config, self.splits, evaluated, self.previewed) - sum(self._evaluated.values())
         left += max(0, clips) * self._evaluation_each()
         return f"{int(left // 60)}:{int(left % 60):02d}"
 

@@ -94,14 +94,18 @@ class RunFolder:
 
     def __init__(self, parts: Parts, path: Path | None) -> None:
         self.processes = parts.processes
-        # One process decides: a moment later the folder it makes would send another to the next free name.
-        self.path = self.processes.gather(path or new_run_folder(parts.config))[0]
-        self.store = CheckpointStore(self.path, parts.config.run.keep_last)
         self.config, self.parts = parts.config, stateful_parts(parts)
+        # One process decides: a moment later the folder it makes would send another to the next free name.
+        self._place(self.processes.gather(path or new_run_folder(self.config))[0])
+        self._given = path is not None
         self.log: MetricsLog | None = None  # rank 0 only
-        self.lock = RunLock(self.path)
         self.notes: list[tuple[Level, str]] = []
         self._whole_at: int | None = None  # the iteration whose checkpoint this process read or wrote
+
+    def _place(self, path: Path) -> None:
+        self.path = path
+        self.store = CheckpointStore(path, self.config.run.keep_last)
+        self.lock = RunLock(path)
 
     def open(self, resume: bool) -> Progress:
         """Create the folder, or restore the last whole checkpoint in it and take back what was logged after it.
@@ -111,6 +115,8 @@ class RunFolder:
                 another config. What the run wrote is then as it was.
         """
         self.notes = []
+        if not self._given and (made := self._together(partial(make_run_folder, self.config))) is not None:
+            self._place(made)
         try:
             path = self._claim(resume)
             progress = Progress() if path is None else self._restore(path)
@@ -182,7 +188,7 @@ class RunFolder:
         elif self.lock.held:  # without the lock they may be those of a process at work
             remove_leftovers(self.path)
             self.store.clean()
-        self.log = MetricsLog(self.path, self.config.run.loggers, tree)
+        self.log = MetricsLog(self.path, self.config.run.loggers, tree, self.config.run.wandb)
         self.notes += [("warning", message) for message in self.log.warnings]
         if resume:
             self.log.rewind(progress.iteration)
@@ -212,15 +218,42 @@ class RunFolder:
             self.notes = [("warning", message) for message in self.store.warnings]
 
 
+def make_run_folder(config: Config) -> Path:
+    """`new_run_folder`, made. Runs that start at the same moment get a folder each.
+
+    Raises:
+        OmniNFTError: it cannot be made, or holds a run of the name that the config gives.
+    """
+    while True:
+        folder = new_run_folder(config)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Whose name was given is one run's: the lock keeps others out.
+            folder.mkdir(exist_ok=config.run.name is not None)
+        except FileExistsError as error:
+            if config.run.name is None and folder.exists():
+                continue
+            raise OmniNFTError(f"{folder}: cannot be made ({error.strerror})") from error
+        except OSError as error:
+            raise OmniNFTError(f"{folder}: cannot be made ({error.strerror})") from error
+        return folder
+
+
 def read_run_config(folder: Path, overrides: list[str] | None = None) -> Config:
     """The resolved config of a run folder, with overrides (a longer run, other logging) on top.
 
     Raises:
-        OmniNFTError: no run there, or its config is empty.
+        OmniNFTError: no run there, or its config is empty or no mapping.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise OmniNFTError(f"{folder} is no run folder: it has no {CONFIG_FILE}")
-    if not path.read_bytes().strip():
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OmniNFTError(f"{path} cannot be read: {error}; expected the recipe of the run") from error
+    if tree is None or tree == {}:
         raise OmniNFTError(f"{path} is empty: expected the recipe of the run; the disk may have lost it")
+    if not isinstance(tree, dict):
+        raise OmniNFTError(f"{path}: found a {type(tree).__name__}, expected a mapping: the recipe of the run")
     return load_config(str(path), overrides)

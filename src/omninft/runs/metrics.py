@@ -15,6 +15,7 @@ import importlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from typing import Any, Literal, Protocol, Self, TextIO
 import numpy as np
 import yaml
 
+from omninft.config import WandbConfig
 from omninft.files import json_object, read_json_lines, write_atomically, write_text
 from omninft.types import Clip, OmniNFTError
 
@@ -30,6 +32,7 @@ LoggerName = Literal["tensorboard", "wandb", "trackio"]
 Level = Literal["info", "warning", "error"]
 FILE_NAME = "metrics.jsonl"
 DAMAGED_NAME = "metrics.damaged"  # lines that were no rows
+ID_NAME = "tracker_id.txt"
 STRIP_FRAMES = 8  # of a clip, side by side in TensorBoard
 
 
@@ -58,15 +61,20 @@ class MetricsLog:
     """
 
     def __init__(
-        self, run_dir: str | Path, loggers: Sequence[LoggerName] = (), config: Mapping[str, Any] | None = None
+        self,
+        run_dir: str | Path,
+        loggers: Sequence[LoggerName] = (),
+        config: Mapping[str, Any] | None = None,
+        wandb: WandbConfig | None = None,
     ) -> None:
         """Open or create the log in `run_dir`; `config` (the resolved tree) is shown by the loggers.
 
-        Raises OmniNFTError for a logger that is unknown or not installed, with the command that installs it.
+        Raises OmniNFTError as `require_loggers`.
         """
+        require_loggers(loggers)
         self.path = Path(run_dir) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._sinks = [_open_sink(name, self.path.parent, config or {}) for name in loggers]
+        self._sinks = [_open_sink(name, self.path.parent, config or {}, wandb or WandbConfig()) for name in loggers]
         _mend_last_line(self.path)
         self.warnings = _set_aside_damaged(self.path)
         self._file = self._open()
@@ -225,17 +233,41 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
 
 
-def _open_sink(name: str, run_dir: Path, config: Mapping[str, Any]) -> Sink:
+def require_loggers(names: Sequence[str]) -> None:
+    """Import what the loggers need; opens none of them.
+
+    Raises:
+        OmniNFTError: a logger is unknown, not installed (with the command that installs it), or cannot be imported.
+    """
+    for name in names:
+        if name not in _MODULES:
+            raise OmniNFTError(f"unknown logger {name!r}, expected one of: {', '.join(_MODULES)}")
+        try:
+            importlib.import_module(_MODULES[name])
+        except ImportError as error:
+            why = f"cannot be imported: {error}"
+            if (error.name or "").partition(".")[0] == name:
+                package = name if name == "tensorboard" else f"'omninft[{name}]'"
+                why = f"is not installed: pip install {package}"
+            raise OmniNFTError(f"run.loggers names {name}, which {why}") from error
+
+
+_MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+
+
+def _open_sink(name: str, run_dir: Path, config: Mapping[str, Any], wandb: WandbConfig) -> Sink:
     plain = json.loads(json.dumps(config))  # tuples as lists, as YAML and the services want them
-    if name == "tensorboard":
-        return _TensorBoard(run_dir, plain)
-    if name in ("wandb", "trackio"):
-        return _Hosted(name, run_dir, plain)
-    raise OmniNFTError(f"unknown logger {name!r}, expected one of: tensorboard, wandb, trackio")
+    return _TensorBoard(run_dir, plain) if name == "tensorboard" else _Hosted(name, run_dir, plain, wandb)
 
 
-def _not_installed(name: str) -> str:
-    return f"logger {name!r} needs the package {name}: pip install {name}, or leave it out of run.loggers"
+def _tracker_id(run_dir: Path) -> str:
+    """Of the run among all runs of a project: drawn once, kept in its folder."""
+    path = run_dir / ID_NAME
+    found = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    if not found:
+        found = secrets.token_hex(4)
+        write_text(path, f"{found}\n")
+    return found
 
 
 class _TensorBoard:
@@ -254,10 +286,8 @@ class _TensorBoard:
             self._writer.add_text("config", "".join(f"    {line}\n" for line in text.splitlines()))
 
     def _open(self, purge_step: int | None) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise OmniNFTError(_not_installed("tensorboard")) from error
+        from torch.utils.tensorboard import SummaryWriter
+
         return SummaryWriter(self._folder, purge_step=purge_step)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
@@ -289,15 +319,18 @@ class _TensorBoard:
 class _Hosted:
     """W&B or trackio, which share an interface. Both only append: `iteration` is a logged number and the x axis."""
 
-    def __init__(self, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
-        try:
-            self._module = importlib.import_module(name)
-        except ImportError as error:
-            raise OmniNFTError(_not_installed(name)) from error
-        run_name = run_dir.absolute().name
-        # W&B finds a run to go on with by id, trackio by name; the folder's name is both.
-        options = {"id": run_name, "dir": str(run_dir)} if name == "wandb" else {}
-        self._run = self._module.init(project="omninft", name=run_name, config=dict(config), resume="allow", **options)
+    def __init__(self, name: str, run_dir: Path, config: Mapping[str, Any], settings: WandbConfig) -> None:
+        self._module = importlib.import_module(name)
+        self._media = settings.media
+        title, run_id = run_dir.absolute().name, _tracker_id(run_dir)
+        options: dict[str, Any] = {"project": settings.project, "group": settings.group}
+        if name == "wandb":
+            options |= {"entity": settings.entity, "tags": list(settings.tags) or None, "mode": settings.mode}
+            options |= {"id": run_id, "name": title, "dir": str(run_dir.absolute())}
+        else:
+            options["name"] = f"{title}-{run_id}"  # by which trackio finds a run to go on with
+        given = {key: value for key, value in options.items() if value is not None}
+        self._run = self._module.init(config=dict(config), resume="allow", **given)
         if name == "wandb":
             self._run.define_metric("*", step_metric="iteration")
 
@@ -308,7 +341,12 @@ class _Hosted:
         self._run.log({"iteration": iteration, name: text})
 
     def clips(self, tag: str, iteration: int, clips: Sequence[tuple[Path, Clip]]) -> None:
-        videos = {f"{tag}/{path.stem}": self._module.Video(str(path)) for path, _ in clips}
+        if not self._media or not clips:
+            return
+        video = self._module.Video
+        videos = {
+            f"{tag}/{path.stem}": video(str(path), caption=clip.prompt.prompt_av, format="mp4") for path, clip in clips
+        }
         self._run.log({"iteration": iteration, **videos})
 
     def rewind(self, iteration: int, kept: Mapping[str, float]) -> None:

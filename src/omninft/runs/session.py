@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from omninft.clips.listing import LISTING
 from omninft.config import Config
 from omninft.distributed import Processes
-from omninft.evaluation.held_out import EvaluationCut, EvaluationScores, save_scores
+from omninft.evaluation.held_out import EvaluationCut, EvaluationScores, Evaluator, save_scores
 from omninft.evaluation.paired import PairedTable, compare_paired
 from omninft.files import write_text
 from omninft.gallery.report import write_report
 from omninft.learning.update import TrainingBatch, old_decay
 from omninft.models.protocol import AdapterName
+from omninft.rewards.failures import LOG_NAME
 from omninft.rollout.clips import roll_out
 from omninft.runs.build import build, peak_memory_gb
 from omninft.runs.display import EVALUATING, Display
@@ -82,6 +84,7 @@ class Session(AbstractContextManager["Session"]):
         self._times: dict[str, float] = {}
         self._iteration_begun = time.monotonic()
         progress = self.run_folder.open(resume is not None)
+        self.parts.runner.failures.path = self.folder / LOG_NAME
         self.iteration, self._elapsed_before = progress.iteration, progress.elapsed
 
     @property
@@ -241,7 +244,7 @@ class Session(AbstractContextManager["Session"]):
         if "dev" not in self.parts.evaluators:
             return None
         try:
-            scores = self._evaluate("dev", "current" if self.iteration else "reference", f"dev-{self.iteration:06d}")
+            scores = self._evaluate(self.parts.evaluators["dev"], self._newest, f"dev-{self.iteration:06d}")
         except EvaluationCut:
             return None
         log = self.run_folder.log
@@ -259,8 +262,8 @@ class Session(AbstractContextManager["Session"]):
         if "test" not in self.parts.evaluators:
             return None
         try:
-            base = self._evaluate("test", "reference", "test-base")
-            trained = self._evaluate("test", "current", "test-trained")
+            base = self._evaluate(self.parts.evaluators["test"], "reference", "test-base")
+            trained = self._evaluate(self.parts.evaluators["test"], "current", "test-trained")
         except EvaluationCut:
             return None
         settings = {
@@ -278,15 +281,46 @@ class Session(AbstractContextManager["Session"]):
             write_text(self.folder / "evaluation.json", table.to_json())
         return table
 
-    def _evaluate(self, split: str, adapter: AdapterName, folder: str) -> EvaluationScores:
+    @property
+    def preview_due(self) -> bool:
+        """Every so many iterations, and at the end."""
+        every = self.config.samples.every
+        return self.parts.preview is not None and (self.iteration % every == 0 or self.finished)
+
+    @property
+    def preview_owed(self) -> bool:
+        """Whether the preview of now is not there: that of the base, or one that was cut before a resume."""
+        return self.preview_due and not self.processes.gather((self._preview_folder / LISTING).is_file())[0]
+
+    def preview(self) -> None:
+        """Clips of the user's own prompts, by the policy of now, for looking at; a signal may cut it."""
+        if self.parts.preview is None:
+            return
+        try:
+            made = self._evaluate(self.parts.preview, self._newest, self._preview_folder.name)
+        except EvaluationCut:
+            return
+        if self.run_folder.log is not None:
+            self.run_folder.log.clips("preview", self.iteration, made.shown)
+
+    @property
+    def _preview_folder(self) -> Path:
+        return self.folder / "samples" / f"preview-{self.iteration:06d}"
+
+    @property
+    def _newest(self) -> AdapterName:
+        """What is trained; before the first iteration the base, which is the same."""
+        return "current" if self.iteration else "reference"
+
+    def _evaluate(self, evaluator: Evaluator, adapter: AdapterName, folder: str) -> EvaluationScores:
         progress = partial(self.display.progress, f"{EVALUATING} {folder}")
         place = self.folder / "samples" / folder
-        progress(0, sum(len(group.samples) for group in self.parts.evaluators[split].groups))
+        progress(0, sum(len(group.samples) for group in evaluator.groups))
         try:
-            return self.parts.evaluators[split].run(adapter, place, progress, lambda: self.stop_requested)
+            return evaluator.run(adapter, place, progress, lambda: self.stop_requested)
         except EvaluationCut:
             self.cut = True
-            self.say("warning", f"the evaluation {folder} was cut by a signal; it is repeated on resume")
+            self.say("warning", f"{folder} was cut by a signal; it is repeated on resume")
             raise
 
     def save(self) -> None:
@@ -346,7 +380,8 @@ class Session(AbstractContextManager["Session"]):
             if error is not None and self.processes.is_main:
                 self._keep_finished_iterations()
         finally:
-            self._release()
+            # A reward that hangs must not outlive a second Ctrl-C.
+            self._release(wait=not isinstance(error, KeyboardInterrupt))
 
     def _keep_finished_iterations(self) -> None:
         """After an error: a checkpoint, if the state is one of a boundary. On rank 0, without the other processes.
@@ -374,13 +409,13 @@ class Session(AbstractContextManager["Session"]):
             "warning", f"the run ended inside the update of iteration {self.iteration}, which is not saved; {last}"
         )
 
-    def _release(self) -> None:
+    def _release(self, wait: bool = True) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         with ExitStack() as stack:  # each of them, whatever the others raise
             stack.callback(self.run_folder.close)
             stack.callback(self.processes.close)
-            stack.callback(self.parts.close)
+            stack.callback(self.parts.close, wait)
             stack.callback(self.display.close)
 
 

@@ -71,8 +71,11 @@ def frames_25fps_224(clip: Clip) -> np.ndarray:
 
 
 def uint8_tensor(frames: np.ndarray) -> Tensor:
-    """[T, H, W, 3] uint8 as [T, 3, H, W], not copied. Resized as it is, it is rounded and clamped as Pillow does it."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+    """[T, H, W, 3] uint8 as [T, 3, H, W]. Resized as it is, it is rounded and clamped as Pillow does it.
+
+    Not copied, unless it is read-only: torch has no such tensors, and warns.
+    """
+    return torch.from_numpy(frames if frames.flags.writeable else frames.copy()).permute(0, 3, 1, 2)
 
 
 def to_tensor(frames: np.ndarray) -> Tensor:
