@@ -246,6 +246,10 @@ class TestRewardsThatFail:
         assert result.finished
         assert [r["missing/nan_for_one"] for r in rows] == [2, 2]
         assert [r["missing/raises_for_one"] for r in rows] == [2, 2]
+        told = (result.folder / "rewards.log").read_text()
+        assert told.count("reward raises_for_one failed on") == 4
+        assert told.count("Traceback") == 1
+        assert "reward raises_for_one failed 4 times in all" in told
 
     def test_too_many_missing_scores_stop_the_run(self, model: Path, tmp_path: Path) -> None:
         rewards = [{"name": "tests.test_train:nan_for_one", "route": "joint"}]

@@ -221,3 +221,21 @@ def test_missing_weights_are_said_before_the_work(folder: Path) -> None:
 def test_no_clips(tmp_path: Path) -> None:
     with pytest.raises(OmniNFTError, match=r"no clips in .*; looked for \.mp4"):
         score_files(tmp_path, [REWARD])
+
+
+def writes(clips: list[Clip]) -> list[float]:
+    """Normalises in place, which clips do not allow."""
+    for clip in clips:
+        clip.waveform[:] = 0
+    return [0.0] * len(clips)
+
+
+def test_what_a_reward_raises_is_kept_beside_the_table(folder: Path, tmp_path: Path) -> None:
+    spoiler = RewardConfig(name=f"{__name__}:writes", route="audio")
+    result = score_files(folder / "a", [spoiler, REWARD], output=tmp_path / "scores.csv")
+    assert [row.scores["writes"] for row in result.rows] == [None] * 3
+    assert all("clips are read-only: copy the array first" in row.reasons["writes"] for row in result.rows)
+    assert [row.scores["brightness"] for row in result.rows] == pytest.approx([40, 80, 120], abs=2)
+    told = (tmp_path / "scores.csv.rewards.log").read_text()
+    assert told.count("Traceback") == 1
+    assert told.count("reward writes failed on") == 3
