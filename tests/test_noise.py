@@ -85,5 +85,5 @@ def test_no_two_purposes_numbers_or_occasions_share_noise() -> None:
         for purpose in Purpose
         for number in (None, 0, 1, 11)
     ]
-    assert len({tuple(d.flatten().tolist()) for d in draws}) == len(draws) == 6 * 7 * 4
-    assert [int(o) for o in Occasion] == [-1, -2, -3, -4]  # below every iteration
+    assert len({tuple(d.flatten().tolist()) for d in draws}) == len(draws) == 7 * 7 * 4
+    assert [int(o) for o in Occasion] == [-1, -2, -3, -4, -5]  # below every iteration

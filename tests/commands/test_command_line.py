@@ -75,7 +75,9 @@ def test_the_readmes_own_prompts_pass_the_check(monkeypatch: pytest.MonkeyPatch)
     (line,) = [line for line in lines() if "examples/prompts" in line]
     recipe, *overrides = shlex.split(line)[2:]
     findings = list(check_run(chosen_config(recipe, overrides), trial=False))
-    assert {f.subject: f.ok for f in findings} == dict.fromkeys(("clips", "prompts", "rewards", "disk", "model"), True)
+    assert {f.subject: f.ok for f in findings} == dict.fromkeys(
+        ("clips", "prompts", "rewards", "loggers", "disk", "model"), True
+    )
 
 
 def test_overrides_alone_are_of_the_recipe_omninft(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def started(*overrides: str, terminal: bool = False) -> tuple[ConsoleDisplay, io
         update=SimpleNamespace(rounds=[]),
         prompts={},
         evaluators={"dev": None, "test": None},
+        preview=None,
         processes=SimpleNamespace(world=1),
     )
     shown.loading(config)

@@ -165,7 +165,7 @@ def test_the_second_interrupt_ends_a_run_whose_reward_hangs(ended: tuple[Path, d
     folder, found = ended
     assert found["after_one"] == 0  # the first one waits for the iteration
     assert found["codes"][2] == 130, (folder / "hung").read_text()
-    assert found["seconds"] < 2
+    assert found["seconds"] < 10  # the reward would hang for ever
     assert saved(folder / "hanging" / "small") == ["step-000001"]
 
 
