@@ -17,9 +17,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
 
+from omninft.files import parse_yaml, read_text
 from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError, Route
 
@@ -322,9 +322,9 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise OmniNFTError(f"recipes start from one another in a circle: {' -> '.join([*seen, recipe])}")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not path.exists():
             raise OmniNFTError(f"no recipe file at {path.absolute()}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     elif recipe in recipe_names():
         text = (resources.files("omninft.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -332,13 +332,12 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
             f"unknown recipe {recipe!r}{_nearest(recipe, recipe_names())}; "
             f"expected a YAML file or one of: {', '.join(recipe_names())}"
         )
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise OmniNFTError(f"recipe {recipe} is not valid YAML: {error}") from error
+    tree = parse_yaml(text, f"recipe {recipe}") or {}
     if not isinstance(tree, dict):
         raise OmniNFTError(f"recipe {recipe}: found a {type(tree).__name__}, expected a mapping of keys")
     base = tree.pop("base", None)
+    if not isinstance(base, str | None):
+        raise OmniNFTError(f"recipe {recipe}: base: found {base!r:.60}, expected a recipe's name or file")
     return _merge(_read_recipe(base, (*seen, recipe)), tree) if base else tree
 
 
@@ -363,10 +362,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise OmniNFTError(f"override {override!r}: expected key=value, e.g. optimiser.learning_rate=1e-4")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise OmniNFTError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    parsed = parse_yaml(value, f"override {override!r:.200}: the value")
     path = key.split(".")
     for part in ("rewards", "held_out"):
         if path[0] == part and len(path) > 1:

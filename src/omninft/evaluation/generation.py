@@ -24,7 +24,7 @@ from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
 from omninft.evaluation.clip_folder import sample_name
 from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.sampling import load_policy
-from omninft.files import write_text
+from omninft.files import read_json, write_text
 from omninft.models.loading import CLIP_FILE, model_path
 from omninft.noise import Occasion
 from omninft.prompts.prompt_file import PromptRow
@@ -154,10 +154,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise OmniNFTError(f"{path}: not the settings of a generation ({error})") from error
+    tree = read_json(path, "not the settings of a generation: ")
+    if not isinstance(tree, dict):
+        raise OmniNFTError(f"{path}: not the settings of a generation: found {tree!r:.60}")
+    return tree
 
 
 def _write(stem: Path, clip: Clip, generation: Generation) -> None:

@@ -16,7 +16,7 @@ import soxr
 from av.error import FFmpegError
 
 from omninft.clips.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
-from omninft.files import replacing
+from omninft.files import replacing, write_atomically
 from omninft.gallery.players import Place
 from omninft.gallery.run_folder import ClipRecord
 from omninft.types import Clip, OmniNFTError
@@ -77,8 +77,7 @@ class ClipFolder:
         if self.embed:
             return self._embedded(target, still)
         poster = self.root / POSTERS / f"{token}.jpg"
-        poster.parent.mkdir(parents=True, exist_ok=True)
-        poster.write_bytes(still)
+        write_atomically(poster, lambda temporary: temporary.write_bytes(still))
         return Place(f"{CLIPS}/{target.name}", f"{POSTERS}/{poster.name}")
 
     def _embedded(self, target: Path, still: bytes) -> Place:
