@@ -11,35 +11,46 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import os
 import sys
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, field_validator
 
 from omninft.files import parse_yaml, read_text
-from omninft.naming import did_you_mean
+from omninft.naming import SAFE_NAME, did_you_mean, is_safe_name
 from omninft.types import OmniNFTError, Route
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+# Bounds refuse what nobody can mean, such as 10**12 iterations; what is merely unwise is left to the user.
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]  # of something that is about 1
+PositiveFactor = Annotated[float, Field(gt=0, le=1e6)]
+Warmup = Annotated[float, Field(ge=0, le=1e9)]  # a share of the run; above 1: iterations
+Side = Annotated[int, Field(ge=1, le=2**14)]  # pixels
+Steps = Annotated[int, Field(ge=1, le=10**4)]
+Block = Annotated[int, Field(ge=0, le=9999)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Frozen(BaseModel):
-    """A part of the tree: immutable, no unknown keys."""
+    """A part of the tree: immutable, no unknown keys, no number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LoraConfig(Frozen):
     """Low-rank adapter on the linears of all six attentions and both feed-forwards of a block."""
 
-    rank: Positive = 32
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
+    rank: Annotated[int, Field(ge=1, le=4096)] = 32  # LTX-2's streams are at most 4096 wide
+    alpha: PositiveFactor = 64.0
     # Module names within a block, as PEFT matches them; None takes the 28 linears of the reference code.
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
 
 
 class ModelConfig(Frozen):
@@ -54,7 +65,7 @@ class ModelConfig(Frozen):
     # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
     # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
     first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
-    max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
+    max_text_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
 
 
@@ -65,33 +76,40 @@ class PromptsConfig(Frozen):
     dev: str | None = "world:dev"
     test: str | None = "world:test"
     per_iteration: Positive = 4
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=10**9)] = 8
+
+
+# Beyond a hundred no clip is left to see; below 0 it would lead away from the prompt.
+Guidance = Annotated[float, Field(ge=0, le=1000)]
 
 
 class GuidanceConfig(Frozen):
     """Guidance of one stream. 1.0 switches classifier-free and modality guidance off, 0.0 spatio-temporal guidance."""
 
-    text: float = 1.0
-    stg: float = 0.0
-    modality: float = 1.0
+    text: Guidance = 1.0
+    stg: Guidance = 0.0
+    modality: Guidance = 1.0
     rescale: Share = 0.0
 
 
 class SamplingConfig(Frozen):
     """How clips are sampled. Sizes left out are the model's own."""
 
-    num_frames: Positive | None = None
-    height: Positive | None = None
-    width: Positive | None = None
-    frame_rate: float | None = None
-    num_steps: Positive = 20
+    num_frames: Annotated[int, Field(ge=1, le=10**5)] | None = None
+    height: Side | None = None
+    width: Side | None = None
+    frame_rate: Annotated[float, Field(gt=0, le=1000)] | None = None  # Hz
+    num_steps: Steps = 20
     # Video tokens that the schedule is shifted for: 4096 in the official code, whatever the size; None: the clip's own.
-    shift_tokens: Positive | None = None
+    shift_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
     video_guidance: GuidanceConfig = GuidanceConfig()
     audio_guidance: GuidanceConfig = GuidanceConfig()
-    stg_blocks: tuple[int, ...] = ()
+    stg_blocks: tuple[Block, ...] = ()
     negative_prompt: str = ""
     batch_size: Positive = 32  # clips
+
+
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class RewardConfig(Frozen):
@@ -99,10 +117,18 @@ class RewardConfig(Frozen):
 
     name: str
     route: Route | None = None  # required for a plain callable; registered rewards declare their own
-    weight: float = 1.0
-    components: dict[str, float] = {}  # component name -> weight; empty takes all with the reward's own weights
+    weight: Weight = 1.0
+    components: dict[str, Weight] = {}  # component name -> weight; empty takes all with the reward's own weights
     options: dict[str, Any] = {}
-    time_limit: Annotated[float, Field(gt=0)] | None = None  # s for one batch of clips; past it they are missing
+    time_limit: PositiveFactor | None = None  # s for one batch of clips; past it they are missing
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_finite(cls, options: dict[str, Any]) -> dict[str, Any]:
+        odd = [key for key, value in options.items() if isinstance(value, float) and not math.isfinite(value)]
+        if odd:
+            raise ValueError(f"{', '.join(odd)} should be a finite number")
+        return options
 
 
 class MethodOptions(Frozen):
@@ -132,12 +158,12 @@ DEFAULT_KINDS = {"credit": "omninft", "objective": "negative_aware"}
 class OptimiserConfig(Frozen):
     """AdamW."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-4
-    clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    epsilon: Share = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0  # a large one clips nothing
+    warmup_steps: Count = 0
     # "sigma": one optimiser step per sigma over all clips; "iteration": one for everything (reference code).
     step_per: Literal["sigma", "iteration"] = "iteration"
     micro_batch: Positive = 32  # clips
@@ -146,21 +172,21 @@ class OptimiserConfig(Frozen):
 class EvaluationSamplingConfig(SamplingConfig):
     """How evaluations sample. Sizes and batch left out are those of `sampling`."""
 
-    num_steps: Positive = 40
+    num_steps: Steps = 40
     video_guidance: GuidanceConfig = GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7)
     audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
-    stg_blocks: tuple[int, ...] = (29,)
+    stg_blocks: tuple[Block, ...] = (29,)
     batch_size: Positive | None = None  # type: ignore[assignment]
 
 
 class EvaluationConfig(Frozen):
     """Paired evaluation: the same prompts and noise at every evaluation, base and trained."""
 
-    every: Annotated[int, Field(ge=0)] = 50  # iterations between dev evaluations; 0: none
-    dev_clips: Annotated[int, Field(ge=0)] = 64
-    test_clips: Annotated[int, Field(ge=0)] = 256  # base against trained, at the end
-    shown_clips: Annotated[int, Field(ge=0)] = 8  # written as mp4 for the report
-    seed: int = 1_000_003  # keys the evaluation noise, apart from the training seed
+    every: Count = 50  # iterations between dev evaluations; 0: none
+    dev_clips: Count = 64
+    test_clips: Count = 256  # base against trained, at the end
+    shown_clips: Count = 8  # written as mp4 for the report
+    seed: Seed = 1_000_003  # keys the evaluation noise, apart from the training seed
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
 
 
@@ -175,7 +201,14 @@ class RunConfig(Frozen):
     keep_last: Positive = 3
     max_missing_share: Share = 0.5  # of one component's scores in one iteration
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    threads: Positive | None = None  # None: the cores there are
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None  # None: the cores there are
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and not is_safe_name(name):
+            raise ValueError(f"a run's folder is named by it: expected {SAFE_NAME}")
+        return name
 
 
 class DistributedConfig(Frozen):
@@ -188,7 +221,7 @@ class Config(Frozen):
     """A whole run."""
 
     recipe: str = "custom"
-    seed: int = 0
+    seed: Seed = 0
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig(
@@ -378,7 +411,10 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
     Raises:
         OmniNFTError: it names the key, what was found and what was expected.
     """
-    tree = _numbers(tree)
+    try:
+        tree = _numbers(tree)
+    except OmniNFTError as error:
+        raise OmniNFTError(f"{where}: {error}") from error
     kinds = {part: _kind_of(tree, part) for part in METHODS}
     classes = {part: options_class(part, kind) for part, kind in kinds.items()}
     defaults = Config().model_dump(mode="json") | {
@@ -396,7 +432,7 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
                 known = _known_keys(e["loc"][:-1], classes)
                 lines.append(f"unknown key {key!r}{_nearest(str(e['loc'][-1]), known)}")
             else:
-                lines.append(f"{key}: {e['msg']}; found {e['input']!r}")
+                lines.append(f"{key}: {e['msg']}; found {e['input']!r:.200}")
         raise OmniNFTError(f"{where}: " + "; ".join(lines)) from error
 
 
@@ -408,6 +444,9 @@ def _kind_of(tree: dict[str, Any], part: str) -> Any:
 def _numbers(tree: Any) -> Any:
     """Text like "3e-4", which YAML 1.1 does not read as a number, as a float."""
     if isinstance(tree, dict):
+        for key in tree:
+            if not isinstance(key, str):
+                raise OmniNFTError(f"found the key {key!r:.60}, expected keys that are text")
         return {k: _numbers(v) for k, v in tree.items()}
     if isinstance(tree, list):
         return [_numbers(v) for v in tree]

@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the old file as it was.
 
     Raises:
-        OmniNFTError: the place cannot be written to, or the disk is full (any OSError of the body, or safetensors' own).
+        OmniNFTError: the place cannot be written to, or the disk is full (any OSError or SafetensorError).
     """
     temporary = _beside(path)
     try:

@@ -33,8 +33,8 @@ from omninft.types import Clip, OmniNFTError, Prompt
 # Rates an AAC stream can declare (ISO/IEC 14496-3, sampling frequency index), Hz.
 AAC_SAMPLE_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_FRAME = 1024  # samples
-# What one clip may unfold to. Files of strangers are small and decode to any size; 2 GiB are 26 minutes of 256 x 256 at
-# 7 frames a second, or 60 seconds of 768 x 512 at 30, and 512 MiB are 23 minutes of stereo at 48 kHz. A longer clip is
+# What one clip may unfold to. Files of strangers are small and decode to any size; 2 GiB are 60 seconds of
+# 768 x 512 at 30 frames a second, and 512 MiB are 23 minutes of stereo at 48 kHz. A longer clip is
 # read once these variables of the environment, in bytes, say so.
 VIDEO_BYTES, SOUND_BYTES = 2**31, 2**29
 VIDEO_VARIABLE, SOUND_VARIABLE = "OMNINFT_MAX_VIDEO_BYTES", "OMNINFT_MAX_SOUND_BYTES"

@@ -10,13 +10,13 @@ Surgery and regions are options of each, so that every step from one to the othe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Share
+from omninft.config import Block, Factor, Frozen, Share, Warmup
 from omninft.credit.advantages import (
     advantages_of_one,
     combine_advantages,
@@ -42,13 +42,15 @@ from omninft.types import (
     TokenWeights,
 )
 
+Depth = Block | Share  # the number of a block, or a share of all
+
 
 class SurgeryRangeOptions(Frozen):
     """Blocks from `start` to `stop` (exclusive), numbers or shares of the depth, and their gradient scale."""
 
-    start: int | float
-    stop: int | float
-    scale: Annotated[float, Field(ge=0)]
+    start: Depth
+    stop: Depth
+    scale: Factor
 
 
 class SurgeryOptions(Frozen):
@@ -77,10 +79,10 @@ class RegionsOptions(Frozen):
 
     enabled: bool = True
     method: Literal["minmax", "zscore_sigmoid", "top_share"] = "minmax"
-    strength: float = 1.5  # lambda of minmax, w_max of the other two
-    warmup: float = 0.1  # share of the run over which the strength rises; above 1: iterations
+    strength: Factor = 1.5  # lambda of minmax, w_max of the other two
+    warmup: Warmup = 0.1  # share of the run over which the strength rises; above 1: iterations
     window: tuple[Share, Share] = (0.5, 0.9)  # of the denoising steps
-    first_block: int | float = 0  # blocks from here on; a float is a share of the depth
+    first_block: Depth = 0  # blocks from here on; a float is a share of the depth
     rope: bool = True
     value_weighted: bool = False
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Positive, Share
+from omninft.config import Frozen, Positive, PositiveFactor, Share, Warmup
 from omninft.credit.advantages import HEARD, combine_advantages
 from omninft.credit.combine import AdvantageCredit, AdvantageCreditOptions
 from omninft.credit.marble import balance, reward_weights, smoothed, teaches
@@ -116,7 +116,7 @@ class TokenOptions(Frozen):
     """Weights of tokens, in both losses."""
 
     enabled: bool = True
-    largest: Annotated[float, Field(ge=1)] = 2.0  # lambda_max
+    largest: Annotated[float, Field(ge=1, le=1e6)] = 2.0  # lambda_max
     clip: tuple[Share, Share] = (0.05, 0.95)  # quantiles
 
     @model_validator(mode="after")
@@ -130,14 +130,14 @@ class LayerOptions(Frozen):
     """How much gradient crosses at a block, both ways."""
 
     enabled: bool = True
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # tau
+    temperature: PositiveFactor = 1.0  # tau
 
 
 class RewardOptions(Frozen):
     """Reward weights of each branch."""
 
     enabled: bool = True
-    warmup: Annotated[float, Field(ge=0)] = 0.1  # share of the run with the recipe's weights; above 1: iterations
+    warmup: Warmup = 0.1  # share of the run with the recipe's weights; above 1: iterations
     kappa: Share = 0.5  # how far from the recipe's weights to the balanced ones
     smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9  # rho: what is kept of gamma at a probe
     probe_every: Positive = 1  # iterations between measurements of the gradients

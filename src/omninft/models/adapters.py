@@ -7,6 +7,7 @@ state. PEFT's own switches are avoided on purpose: `set_adapter("old")` makes *o
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from omninft.config import LoraConfig
 from omninft.models.protocol import AdapterName, TrainedName
+from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError
 
 ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
@@ -38,6 +40,7 @@ class AdapterSet:
     def __init__(self, transformer: nn.Module, config: LoraConfig, seed: int) -> None:
         self.transformer = transformer
         self.config = config
+        _require_targets(transformer, config)
         peft = peft_config(config)
         # The draw of A is keyed by the run's seed and leaves torch's own generator as it was.
         with torch.random.fork_rng(devices=[]):
@@ -155,6 +158,19 @@ class _AdapterLinear:
                 self.merged_old = torch.add(base.weight, b @ a, alpha=scale).detach()
             return F.linear(x, self.merged_old, base.bias)
         return F.linear(x, torch.add(base.weight, b @ a, alpha=scale), base.bias)
+
+
+def _require_targets(transformer: nn.Module, config: LoraConfig) -> None:
+    """PEFT passes over a target that names nothing as long as another one does."""
+    linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [t for t in config.targets or () if not any(f".{name}".endswith(f".{t}") for name in linears)]
+    if unknown:
+        there = sorted({re.sub(r"^transformer_blocks\.\d+\.", "", name) for name in linears})
+        hint = did_you_mean(unknown[0], there)
+        raise OmniNFTError(
+            f"model.lora.targets: found {unknown[0]!r:.100}, which names no linear layer of the model{hint}; "
+            f"there are {', '.join(there)}"
+        )
 
 
 def peft_config(config: LoraConfig) -> PeftLoraConfig:

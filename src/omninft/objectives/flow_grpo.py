@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from omninft.config import Frozen, SamplingConfig
+from omninft.config import Factor, Frozen, PositiveFactor, SamplingConfig
 from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
 from omninft.rollout.solvers import sde_step, step_log_prob
 from omninft.types import Latents, Needs, OmniNFTError, Rollout
@@ -62,10 +62,10 @@ class FlowGRPOOptions(ObjectiveOptions):
     """Settings of the objective."""
 
     kind: Literal["flow_grpo"] = "flow_grpo"
-    noise_level: Annotated[float, Field(gt=0)] = 0.7  # a of the sampler: how much each step draws
+    noise_level: Annotated[float, Field(gt=0, le=1000)] = 0.7  # a of the sampler: how much each step draws
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 1e-4  # e: of a ratio of mean densities
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
-    reference_weight: Annotated[float, Field(ge=0)] = 0.0  # of the divergence from the model without adapter
+    advantage_clip: PositiveFactor = 5.0
+    reference_weight: Factor = 0.0  # of the divergence from the model without adapter
     steps: StepsOptions = StepsOptions()
 
     def build(self, context: ObjectiveContext) -> FlowGRPO:

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Positive
+from omninft.config import Factor, Frozen, Positive, PositiveFactor
 from omninft.noise import Purpose, keyed_normal
 from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
 from omninft.types import Latents, Needs, Rollout
@@ -66,11 +66,11 @@ class NegativeAwareOptions(ObjectiveOptions):
     """Settings of the objective."""
 
     kind: Literal["negative_aware"] = "negative_aware"
-    beta: Annotated[float, Field(gt=0)] = 1.0  # how far the implicit policies lie from the old one
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0  # the advantage at which a sample is all positive or negative
+    beta: PositiveFactor = 1.0  # how far the implicit policies lie from the old one
+    advantage_clip: PositiveFactor = 5.0  # the advantage at which a sample is all positive or negative
     # DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients.
     detach_weight: bool = True
-    reference_weight: Annotated[float, Field(ge=0)] = 1e-4  # of the pull to the model without adapter
+    reference_weight: Factor = 1e-4  # of the pull to the model without adapter
     reference_space: ReferenceSpace = "x0"  # OmniNFT's reference code; DiffusionNFT takes velocity
     sigmas: SigmasOptions = SigmasOptions()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
-from omninft.config import MethodOptions, SamplingConfig
+from omninft.config import Factor, MethodOptions, SamplingConfig
 from omninft.models.protocol import AdapterName
 from omninft.types import BranchAdvantages, Geometry, Latents, Needs, Rollout, TokenWeights, _Batch
 
@@ -112,8 +112,8 @@ class ObjectiveOptions(MethodOptions):
     """Options that every objective has; `build` makes it."""
 
     # The trained loss is the mean of the two branches, weighed by these.
-    video_weight: Annotated[float, Field(ge=0)] = 1.0
-    audio_weight: Annotated[float, Field(ge=0)] = 1.0
+    video_weight: Factor = 1.0
+    audio_weight: Factor = 1.0
 
     @model_validator(mode="after")
     def _one_branch_at_least(self) -> Self:
