@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from omninft.config import LoraConfig, ModelConfig
 from omninft.models.adapters import DEFAULT_TARGETS
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
-from tests.random_models import PROMPTS, make_policy
+from tests.random_models import PROMPTS, SMALL, make_policy, random_pipeline
 
 
 def velocity(policy: LTX2Policy, adapter: str) -> Latents:
@@ -149,3 +150,10 @@ def test_the_adapter_before_is_back_afterwards(moved_policy: LTX2Policy) -> None
             assert {f.active for f in adapters._forwards} == {"old"}
         assert {f.active for f in adapters._forwards} == {"current"}
     assert {f.active for f in adapters._forwards} == {"reference"}
+
+
+def test_targets_that_name_nothing_are_refused_with_those_there_are() -> None:
+    config = ModelConfig(lora=LoraConfig(targets=("attn1.to_q", "attn1.to_qq")))
+    message = r"model\.lora\.targets: found 'attn1\.to_qq'.*did you mean 'attn1\.to_q'.*there are .*ff\.net\.2"
+    with pytest.raises(OmniNFTError, match=message):
+        LTX2Policy(random_pipeline("ltx-2"), config, clip_defaults=SMALL)

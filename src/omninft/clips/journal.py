@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a row that `add` could not write, and has told of
+                self._file.close()
 
     def read(self) -> list[dict[str, Any]]:
         """The whole rows that are there; a line torn by the end of its process is passed over.

@@ -16,6 +16,7 @@ from omninft.clips.media import write_clip
 from omninft.distributed import Processes
 from omninft.files import first_problem, read_json, write_text
 from omninft.models.protocol import AdapterName
+from omninft.naming import clip_file
 from omninft.noise import Occasion
 from omninft.prompts.sampler import spread
 from omninft.rollout.clips import roll_out
@@ -129,7 +130,7 @@ class Evaluator:
         return EvaluationScores(table.names, table.values, ids, tuple(written))
 
     def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> ListedClip:
-        name = f"{clip.prompt.id}-{clip.sample}.mp4"
+        name = clip_file(clip.prompt.id, clip.sample)
         write_clip(folder / name, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
         scores = {n: float(v) for n, v in zip(table.names, table.values[row], strict=True)}
         reasons = {table.names[k]: why for (b, k), why in table.reasons.items() if b == row}

@@ -13,6 +13,7 @@ from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.export.lora import read_lora
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.protocol import AdapterName
+from omninft.naming import clip_file
 from omninft.noise import Occasion
 from omninft.prompts.sampler import spread
 from omninft.prompts.sources import WORLD, open_prompts
@@ -51,7 +52,7 @@ def sample_clips(
     total, written, entries = len(groups) * count, [], []
     for _, clips in roll_out(sampler, groups, seed, Occasion.SAMPLE, adapter):
         for clip in clips:
-            path = output / f"{clip.prompt.id}-{clip.sample}.mp4"
+            path = output / clip_file(clip.prompt.id, clip.sample)
             write_clip(path, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
             written.append(path)
             entries.append(ListedClip.of(clip, path.name))

@@ -202,7 +202,7 @@ def _official_tree(file: Path) -> dict[str, tuple[float, list[dict[str, Any]]]]:
             '{dimension: [score, [{"video_path": ..., "video_results": ...}]]}'
         ) from error
     except OmniNFTError as error:
-        raise OmniNFTError(f"{file}: {error}") from error
+        raise OmniNFTError(f"{file}: {error!s:.500}") from error
     unusable = [name for name, (value, _) in found.items() if not math.isfinite(value)]
     if unusable or not found:
         raise OmniNFTError(f"{file}: no finite score of {', '.join(unusable) or 'any dimension'}")

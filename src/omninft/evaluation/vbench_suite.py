@@ -94,12 +94,12 @@ def read_suite(source: Path | None = None) -> Suite:
             raise ValueError("no prompts, or an empty one")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise OmniNFTError(
-            f"{where}: not VBench's prompt suite ({error!r}); expected a list of "
+            f"{where}: not VBench's prompt suite ({type(error).__name__}: {error}); expected a list of "
             '{"prompt_en": ..., "dimension": [...]}'
         ) from error
     unknown = sorted({name for entry in entries for name in entry.dimensions} - set(BY_NAME))
     if unknown:
-        raise OmniNFTError(f"{where}: dimensions that VBench 0.1.5 has not: {', '.join(unknown)}")
+        raise OmniNFTError(f"{where}: dimensions that VBench 0.1.5 has not: {', '.join(unknown):.200}")
     return Suite(entries, hashlib.sha256(raw).hexdigest()[:12])
 
 
@@ -194,10 +194,13 @@ def read_mapping(path: Path) -> dict[str, list[Path]]:
             found.setdefault(listed.prompt.prompt_av, []).append((listed.sample, path / listed.file))
         return {prompt: [clip for _, clip in sorted(numbered)] for prompt, numbered in found.items()}
     tree = read_json(path, "not clips per prompt: ")
-    try:
-        return {str(prompt): [path.parent / str(clip) for clip in clips] for prompt, clips in tree.items()}
-    except (TypeError, AttributeError) as error:
-        raise OmniNFTError(f'{path}: not a mapping {{"prompt": ["clip.mp4", ...]}} ({error!r})') from error
+    entries = list(tree.items()) if isinstance(tree, dict) else [("", tree)]
+    for prompt, clips in entries:
+        if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
+            raise OmniNFTError(
+                f'{path}: not a mapping {{"prompt": ["clip.mp4", ...]}}: found {clips!r:.60} of {prompt!r:.60}'
+            )
+    return {prompt: [path.parent / clip for clip in clips] for prompt, clips in entries}
 
 
 def strangers(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
@@ -118,7 +119,8 @@ class MetricsLog:
         return len(rows) - len(kept)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a row that `_append` could not write, and has told of
+            self._file.close()
         for sink in self._sinks:
             sink.close()
 
