@@ -459,5 +459,5 @@ def test_the_sound_beside_a_video_has_its_limit_too(tmp_path: Path, monkeypatch:
     monkeypatch.setenv(SOUND_VARIABLE, "8000")
     assert read_wav(tmp_path / "a.wav")[0].shape == (2, 1000)
     monkeypatch.setenv(SOUND_VARIABLE, "7999")
-    with pytest.raises(OmniNFTError, match=r"a\.wav: it takes 8000 bytes of sound, more than the 7999"):
+    with pytest.raises(OmniNFTError, match=r"a\.wav: decoded, it takes 8000 bytes of sound, more than the 7999"):
         read_wav(tmp_path / "a.wav")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omninft.config import LoraConfig, ModelConfig, SamplingConfig
+from omninft.evaluation.sampling import load_policy
 from omninft.export import lora as lora_module
 from omninft.export.lora import FILE_NAME, METADATA_KEY, export_lora, read_lora
 from omninft.models.adapters import DEFAULT_TARGETS
@@ -354,3 +355,11 @@ def test_tensors_that_no_adapter_has_are_refused(
     save_file(named, tmp_path / "l.safetensors", metadata={METADATA_KEY: about})
     with pytest.raises(OmniNFTError, match=rf"l\.safetensors: .*{message}"):
         read_lora(tmp_path / "l.safetensors")
+
+
+def test_a_lora_of_another_model_is_named(tmp_path: Path) -> None:
+    about = json.dumps({"rank": 2, "alpha": 2, "targets": ["attn1.to_q"]})
+    named = [f"diffusion_model.transformer_blocks.0.attn1.to_q.lora_{part}.weight" for part in "AB"]
+    save_file({name: torch.ones(2, 2) for name in named}, tmp_path / "l.safetensors", metadata={METADATA_KEY: about})
+    with pytest.raises(OmniNFTError, match=r"l\.safetensors: not a LoRA of tiny: adapter current: tensors do not"):
+        load_policy("tiny", tmp_path / "l.safetensors")

@@ -19,7 +19,7 @@ from omninft.prompts.sampler import spread
 from omninft.prompts.sources import WORLD, open_prompts
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import Prompt, PromptGroup
+from omninft.types import OmniNFTError, Prompt, PromptGroup
 
 
 def sample_clips(
@@ -71,7 +71,10 @@ def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Poli
         return LTX2Policy.load(ModelConfig(path=model)), "reference"
     state, lora_config = read_lora(lora)
     policy = LTX2Policy.load(ModelConfig(path=model, lora=lora_config))
-    policy.adapters.load_state("current", state)
+    try:
+        policy.adapters.load_state("current", state)
+    except OmniNFTError as error:
+        raise OmniNFTError(f"{lora}: not a LoRA of {model}: {error}") from error
     return policy, "current"
 
 
