@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from omninft import cli
 
 
 def omninft(*arguments: str, cwd: Path, expect: int = 0) -> str:
@@ -140,3 +144,39 @@ def test_a_preset_scores_what_it_can_and_says_what_it_cannot(clips: Path, tmp_pa
     assert (tmp_path / "scores.parquet").is_file()
     listing = omninft("score", str(clips), "--preset", "offlin", cwd=tmp_path, expect=1)
     assert "unknown preset 'offlin'" in listing
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "out of memory: lower sampling.batch_size, optimiser.micro_batch"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried\nto"),
+            "out of memory (CUDA out of memory. Tried to): lower",
+        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory ([enforce fail]"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "runs/a: No space left on device"),
+        (OSError("a library's\nown words"), "a library's own words"),
+        (UnicodeDecodeError("utf-8", b"caf\xe9", 3, 4, "why"), "found b'\\xe9' in a file, expected UTF-8 text (why)"),
+    ],
+)
+def test_what_a_person_can_change_is_told_on_one_line(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(run)
+    text = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert text.startswith(f"error: {told}")
+    assert text.count("\n") == 1
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    def run() -> None:
+        raise RuntimeError("a fault")
+
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main(run)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from omninft.config import ADDED, Config, build_config, load_config, override_config, recipe_names
 from omninft.credit.combine import CombineOptions
@@ -270,3 +272,100 @@ def test_a_config_is_changed_by_dotted_keys() -> None:
     assert override_config(config, ()) is config
     with pytest.raises(OmniNFTError, match=r"unknown key 'run\.iteration', did you mean 'iterations'"):
         override_config(config, {"run.iteration": 3})
+
+
+NUMBERS = (-1, 0, math.inf, math.nan, 1e30, 10**12)
+# What of these means something, by key: a weight of -1 prefers less, a beta of 0 has no memory, and so on.
+ACCEPTED: dict[str, tuple[float, ...]] = {
+    "credit.first_block": (0,),
+    "credit.regions.first_block": (0,),
+    "credit.regions.strength": (0,),
+    "credit.regions.warmup": (0,),
+    "credit.rewards.kappa": (0,),
+    "credit.rewards.smoothing": (0,),
+    "credit.rewards.warmup": (0,),
+    "credit.smoothing": (0,),
+    "evaluation.dev_clips": (0,),
+    "evaluation.every": (0,),
+    "evaluation.seed": (-1, 0, 10**12),
+    "evaluation.shown_clips": (0,),
+    "evaluation.test_clips": (0,),
+    "model.first_frame_crf": (0,),
+    "objective.audio_weight": (0,),
+    "objective.reference_weight": (0,),
+    "objective.video_weight": (0,),
+    "optimiser.clip_norm": (1e30, 10**12),
+    "optimiser.epsilon": (0,),
+    "optimiser.warmup_steps": (0,),
+    "optimiser.weight_decay": (0,),
+    "run.max_missing_share": (0,),
+    "run.old_schedule": (0,),
+    "seed": (-1, 0, 10**12),
+    **{
+        f"{part}.{stream}_guidance.{name}": (0,)
+        for part in ("sampling", "evaluation.sampling")
+        for stream in ("video", "audio")
+        for name in ("text", "stg", "modality", "rescale")
+    },
+}
+
+
+def _numeric(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of all numbers below a part of the tree, optional ones too."""
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _numeric(field.annotation, f"{prefix}{name}.")
+        elif re.search("int|float|Literal.0", text := str(field.annotation)) and not re.search("tuple|dict", text):
+            yield f"{prefix}{name}"
+
+
+@pytest.mark.parametrize("recipe", ["omninft", "marble", "arr", "flow_grpo"])
+def test_numbers_that_mean_nothing_are_refused(recipe: str) -> None:
+    config = load_config(recipe)
+    keys = list(_numeric(Config)) if recipe == "omninft" else []
+    keys += [f"credit.{key}" for key in _numeric(type(config.credit))]
+    keys += [f"objective.{key}" for key in _numeric(type(config.objective))]
+    assert len(keys) >= (50 if recipe == "omninft" else 8)
+    for key in keys:
+        for number in NUMBERS:
+            override = f"{key}={yaml.safe_dump(number)}"
+            if number in ACCEPTED.get(key, ()):
+                load_config(recipe, [override])
+                continue
+            with pytest.raises(OmniNFTError, match=rf": {re.escape(key)}\b.*found"):
+                load_config(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("optimiser.betas=[2, 3]", "optimiser.betas.0"),
+        ("optimiser.betas=[0.9, .nan]", "optimiser.betas.1"),
+        ("optimiser.betas=[]", "optimiser.betas"),
+        ("sampling.frame_rate=-24", "sampling.frame_rate"),
+        ("model.lora.rank=100000", "model.lora.rank"),
+        ("model.lora.targets=[]", "model.lora.targets"),
+        ('model.lora.targets=[""]', "model.lora.targets.0"),
+        ("optimiser.epsilon=-1e-8", "optimiser.epsilon"),
+        ("optimiser.weight_decay=-1e-4", "optimiser.weight_decay"),
+        ("optimiser.learning_rate=1e6", "optimiser.learning_rate"),
+        ("seed=9223372036854775808", "seed"),
+        ("sampling.height=1000000000", "sampling.height"),
+        ("sampling.stg_blocks=[-1]", "sampling.stg_blocks.0"),
+        ("objective.sigmas={choice: list, values: [0.5, 1.5]}", "objective.sigmas"),
+        ("objective.sigmas={choice: list, values: [.nan]}", "objective.sigmas.values.0"),
+        ("objective.sigmas={choice: list, values: []}", "objective.sigmas"),
+        ("credit.surgery.schedule=[{start: -1, stop: 2, scale: 1}]", "credit.surgery.schedule.0.start"),
+        ("credit.surgery.schedule=[{start: 0, stop: 2, scale: .inf}]", "credit.surgery.schedule.0.scale"),
+        ("credit.regions.window=[0, 1e30]", "credit.regions.window.1"),
+        ("rewards=[{name: world, weight: .inf}]", "rewards.0.weight"),
+        ("rewards=[{name: world, components: {sync: .nan}}]", "rewards.0.components.sync"),
+        ("rewards=[{name: world, options: {a: .inf}}]", "rewards.0.options"),
+        ("rewards=[{name: world, time_limit: 1e30}]", "rewards.0.time_limit"),
+        *((f"run.name={name}", "run.name") for name in ("../../x", "/tmp/x", ".hidden", "x" * 300, "a b")),
+        ('run.name="a\\0b"', "run.name"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused_by_their_key(override: str, key: str) -> None:
+    with pytest.raises(OmniNFTError, match=rf"(: |; ){re.escape(key)}\b.*found"):
+        load_config("omninft", [override])

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from omninft import files
-from omninft.files import replacing, replacing_folder, write_atomically, write_text
+from omninft.files import (
+    parse_yaml,
+    read_bytes,
+    read_json,
+    replacing,
+    replacing_folder,
+    write_atomically,
+    write_text,
+)
 from omninft.types import OmniNFTError
 
 
@@ -68,3 +78,42 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
     with pytest.raises(OmniNFTError, match="No space left"), replacing_folder(tmp_path / "f") as temporary:
         (temporary / "two").touch()
     assert listed(tmp_path) == ["f/one"]
+
+
+def test_a_full_disk_is_told_with_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OmniNFTError, match=rf"a\.txt: cannot be written \(No space.*; [\d.]+ MiB free in {tmp_path}"):
+        write_text(tmp_path / "new" / "a.txt", "x")
+    with (
+        pytest.raises(OmniNFTError, match=r"f: cannot be written \(.*os error 28\); [\d.]+ MiB free"),
+        replacing(tmp_path / "f"),
+    ):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert listed(tmp_path) == []
+
+
+def test_files_of_unusual_kinds_and_sizes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("four")
+    assert read_bytes(tmp_path / "a", most=4) == b"four"
+    with pytest.raises(OmniNFTError, match="found 4 bytes, expected at most 3"):
+        read_bytes(tmp_path / "a", most=3)
+    with pytest.raises(OmniNFTError, match=r"/dev/zero: cannot be read: found a pipe, device or socket"):
+        read_bytes(Path("/dev/zero"))
+    with pytest.raises(OmniNFTError, match="cannot be read"):
+        read_bytes(tmp_path / "a\0b")
+    (tmp_path / "b").write_bytes(b"\xef\xbb\xbf{}")
+    assert read_json(tmp_path / "b") == {}
+
+
+def test_aliases_of_yaml_count_as_often_as_they_stand() -> None:
+    assert parse_yaml("a: &x {b: 1}\nc: *x\nd: {<<: *x, e: 2}", "r") == {
+        "a": {"b": 1},
+        "c": {"b": 1},
+        "d": {"b": 1, "e": 2},
+    }
+    few = "".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else '1'] * 10)}]\n" for n in range(6))
+    with pytest.raises(OmniNFTError, match="r: its aliases stand for more than"):
+        parse_yaml(few, "r")

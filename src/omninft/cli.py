@@ -71,9 +71,34 @@ def main(run: Callable[[], Any] = app) -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped at once; a run goes on from its last checkpoint with --resume")
         sys.exit(130)
-    except OmniNFTError as error:
-        Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", escape(str(error)), highlight=False)
+    except Exception as error:
+        message = _told(error)
+        if message is None:
+            raise
+        Console(stderr=True, soft_wrap=True).print("[red]error:[/red]", escape(message), highlight=False)
         sys.exit(1)
+
+
+def _told(error: Exception) -> str | None:
+    """What a person can do something about, on a line; None for faults of the program, which keep their traceback."""
+    if isinstance(error, OmniNFTError):
+        return str(error)
+    # torch is not imported for the sake of its exception; its allocator for the CPU raises a plain RuntimeError.
+    names = {kind.__name__ for kind in type(error).__mro__}
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if names & {"MemoryError", "OutOfMemoryError"} or on_cpu:
+        first = " ".join(str(error).split())[:200]
+        return (
+            f"out of memory{f' ({first})' if first else ''}: lower sampling.batch_size, optimiser.micro_batch, "
+            "evaluation.sampling.batch_size or the size of clips, or set model.gradient_checkpointing"
+        )
+    if isinstance(error, OSError):
+        # What a library raises in words of its own says where by itself.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return f"{where}{error.strerror or ' '.join(str(error).split()) or type(error).__name__}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"found {error.object[error.start : error.end]!r} in a file, expected UTF-8 text ({error.reason})"
+    return None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,30 +20,49 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-from omninft.naming import did_you_mean
+from omninft.files import parse_yaml, read_text
+from omninft.naming import SAFE_NAME, did_you_mean, is_safe_name
 from omninft.types import OmniNFTError, Route
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+# Bounds refuse what nobody can mean, such as 10**12 iterations; what is merely unwise is left to the user.
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Factor = Annotated[float, Field(ge=0, le=1e6)]  # of something that is about 1
+PositiveFactor = Annotated[float, Field(gt=0, le=1e6)]
+Warmup = Annotated[float, Field(ge=0, le=1e9)]  # a share of the run; above 1: iterations
+Side = Annotated[int, Field(ge=1, le=2**14)]  # pixels
+Steps = Annotated[int, Field(ge=1, le=10**4)]
+Block = Annotated[int, Field(ge=0, le=9999)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class Frozen(BaseModel):
-    """A part of the tree: immutable, no unknown keys."""
+    """A part of the tree: immutable, no unknown keys, no number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class LoraConfig(Frozen):
     """Low-rank adapter on the linears of all six attentions and both feed-forwards of a block."""
 
-    rank: Positive = 32
+    rank: Annotated[int, Field(ge=1, le=4096)] = 32
     """Rank of the low-rank matrices."""
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
+    alpha: PositiveFactor = 64.0
     """Scale of the adapter: its output is multiplied by alpha / rank."""
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Module names in a block, as PEFT matches them; None takes the 28 linears of the reference code."""
 
 
@@ -75,7 +95,7 @@ class ModelConfig(Frozen):
     """H.264 quality at which given first frames are compressed; 0: not at all.
 
     Null: as this version was trained (33; LTX-2.5: 18; the bundled model: none)."""
-    max_text_tokens: Positive | None = None
+    max_text_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Tokens of a prompt; null: what the tokenizer says, 1024 at most."""
     lora: LoraConfig = LoraConfig()
     """The adapter that is trained."""
@@ -101,18 +121,22 @@ class PromptsConfig(Frozen):
     """Prompts on which base and trained model are compared at the end; null: none."""
     per_iteration: Positive = 4
     """Prompts of an iteration."""
-    group_size: Annotated[int, Field(ge=2)] = 8
+    group_size: Annotated[int, Field(ge=2, le=10**9)] = 8
     """Clips of each prompt, whose scores are compared with one another."""
+
+
+# Beyond a hundred no clip is left to see; below 0 it would lead away from the prompt.
+Guidance = Annotated[float, Field(ge=0, le=1000)]
 
 
 class GuidanceConfig(Frozen):
     """Guidance of one stream. 1.0 switches classifier-free and modality guidance off, 0.0 spatio-temporal guidance."""
 
-    text: float = 1.0
+    text: Guidance = 1.0
     """Classifier-free guidance; 1 is off."""
-    stg: float = 0.0
+    stg: Guidance = 0.0
     """Spatio-temporal guidance; 0 is off."""
-    modality: float = 1.0
+    modality: Guidance = 1.0
     """Guidance away from the prediction without the other stream; 1 is off."""
     rescale: Share = 0.0
     """How far guided predictions are pulled back to the deviation of plain ones."""
@@ -121,28 +145,31 @@ class GuidanceConfig(Frozen):
 class SamplingConfig(Frozen):
     """How clips are sampled. Sizes left out are the model's own."""
 
-    num_frames: Positive | None = None
+    num_frames: Annotated[int, Field(ge=1, le=10**5)] | None = None
     """Frames of a clip, 8 k + 1 for LTX-2; null: the model's own."""
-    height: Positive | None = None
+    height: Side | None = None
     """Pixels, a multiple of 32; null: the model's own."""
-    width: Positive | None = None
+    width: Side | None = None
     """Pixels, a multiple of 32; null: the model's own."""
-    frame_rate: float | None = None
+    frame_rate: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Frames per second; null: the model's own."""
-    num_steps: Positive = 20
+    num_steps: Steps = 20
     """Denoising steps."""
-    shift_tokens: Positive | None = None
+    shift_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Video tokens that the schedule is shifted for, 4096 in the official code; null: the clip's own."""
     video_guidance: GuidanceConfig = GuidanceConfig()
     """Guidance of the video stream."""
     audio_guidance: GuidanceConfig = GuidanceConfig()
     """Guidance of the audio stream."""
-    stg_blocks: tuple[int, ...] = ()
+    stg_blocks: tuple[Block, ...] = ()
     """Blocks whose self-attention spatio-temporal guidance perturbs."""
     negative_prompt: str = ""
     """What text guidance leads away from."""
     batch_size: Positive = 32
     """Clips sampled at a time."""
+
+
+Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
 class RewardConfig(Frozen):
@@ -152,14 +179,22 @@ class RewardConfig(Frozen):
     """A registered name, or an import path."""
     route: Route | None = None
     """The branch it judges; required for a plain callable, registered rewards declare their own."""
-    weight: float = 1.0
+    weight: Weight = 1.0
     """Factor of all components."""
-    components: dict[str, float] = {}
+    components: dict[str, Weight] = {}
     """Component name -> weight; empty takes all with the reward's own weights."""
     options: dict[str, Any] = {}
     """What the reward is made with."""
-    time_limit: Annotated[float, Field(gt=0)] | None = None
+    time_limit: PositiveFactor | None = None
     """Seconds for one batch of clips; past it their scores are missing."""
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_finite(cls, options: dict[str, Any]) -> dict[str, Any]:
+        odd = [key for key, value in options.items() if isinstance(value, float) and not math.isfinite(value)]
+        if odd:
+            raise ValueError(f"{', '.join(odd)} should be a finite number")
+        return options
 
 
 class MethodOptions(Frozen):
@@ -192,17 +227,17 @@ class OptimiserConfig(Frozen):
 
     kind: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps the moments in 8 bits and needs bitsandbytes."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-5
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-5
     """Step size, after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the moments."""
-    epsilon: float = 1e-8
+    epsilon: Share = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = 1e-4
     """Decoupled decay of the trained parameters."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest norm of the gradient."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     """Optimiser steps over which the learning rate rises."""
     step_per: Literal["sigma", "iteration"] = "iteration"
     """One optimiser step per sigma over all clips, or one for everything in the iteration (reference code)."""
@@ -213,13 +248,13 @@ class OptimiserConfig(Frozen):
 class EvaluationSamplingConfig(SamplingConfig):
     """How evaluations sample. Sizes and batch left out are those of `sampling`."""
 
-    num_steps: Positive = 40
+    num_steps: Steps = 40
     """Denoising steps."""
     video_guidance: GuidanceConfig = GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7)
     """Guidance of the video stream."""
     audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
     """Guidance of the audio stream."""
-    stg_blocks: tuple[int, ...] = (29,)
+    stg_blocks: tuple[Block, ...] = (29,)
     """Blocks whose self-attention spatio-temporal guidance perturbs."""
     batch_size: Positive | None = None  # type: ignore[assignment]
     """Clips sampled at a time; null: as in `sampling`."""
@@ -228,15 +263,15 @@ class EvaluationSamplingConfig(SamplingConfig):
 class EvaluationConfig(Frozen):
     """Paired evaluation: the same prompts and noise at every evaluation, base and trained."""
 
-    every: Annotated[int, Field(ge=0)] = 50
+    every: Count = 50
     """Iterations between dev evaluations; 0: none."""
-    dev_clips: Annotated[int, Field(ge=0)] = 64
+    dev_clips: Count = 64
     """Clips of a dev evaluation; 0: none."""
-    test_clips: Annotated[int, Field(ge=0)] = 256
+    test_clips: Count = 256
     """Clips of the comparison of base and trained model at the end; 0: none."""
-    shown_clips: Annotated[int, Field(ge=0)] = 8
+    shown_clips: Count = 8
     """Clips of an evaluation that are written as mp4 for the report."""
-    seed: int = 1_000_003
+    seed: Seed = 1_000_003
     """Keys the evaluation noise, apart from the training seed."""
     sampling: EvaluationSamplingConfig = EvaluationSamplingConfig()
     """How evaluations sample."""
@@ -294,8 +329,15 @@ class RunConfig(Frozen):
     """Where metrics go beside metrics.jsonl."""
     wandb: WandbConfig = WandbConfig()
     """What W&B is told."""
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Threads of the CPU; null: what OMP_NUM_THREADS says, else the cores there are."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str | None) -> str | None:
+        if name is not None and not is_safe_name(name):
+            raise ValueError(f"a run's folder is named by it: expected {SAFE_NAME}")
+        return name
 
 
 class DistributedConfig(Frozen):
@@ -310,7 +352,7 @@ class Config(Frozen):
 
     recipe: str = "custom"
     """Name of the recipe, which names the run."""
-    seed: int = 0
+    seed: Seed = 0
     """Keys all noise of training."""
     model: ModelConfig = ModelConfig()
     """The model to train."""
@@ -490,9 +532,9 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise OmniNFTError(f"recipes start from one another in a circle: {' -> '.join([*seen, recipe])}")
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not path.exists():
             raise OmniNFTError(f"no recipe file at {path.absolute()}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     elif recipe in recipe_names():
         text = (resources.files("omninft.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -500,13 +542,12 @@ def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
             f"unknown recipe {recipe!r}{_nearest(recipe, recipe_names())}; "
             f"expected a YAML file or one of: {', '.join(recipe_names())}"
         )
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise OmniNFTError(f"recipe {recipe} is not valid YAML: {error}") from error
+    tree = parse_yaml(text, f"recipe {recipe}") or {}
     if not isinstance(tree, dict):
         raise OmniNFTError(f"recipe {recipe}: found a {type(tree).__name__}, expected a mapping of keys")
     base = tree.pop("base", None)
+    if not isinstance(base, str | None):
+        raise OmniNFTError(f"recipe {recipe}: base: found {base!r:.60}, expected a recipe's name or file")
     return _merge(_read_recipe(base, (*seen, recipe)), tree) if base else tree
 
 
@@ -531,10 +572,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise OmniNFTError(f"override {override!r}: expected key=value, e.g. optimiser.learning_rate=1e-4")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise OmniNFTError(f"override {override!r}: the value is not valid YAML: {error}") from error
+    parsed = parse_yaml(value, f"override {override!r:.200}: the value")
     if parsed is not None and not isinstance(parsed, str | dict | list) and _takes_text(_annotation(key.split("."))):
         parsed = value.strip()  # as it was typed: 007 and 2026-11-25 are names
     return _nested(key, parsed)
@@ -556,6 +594,10 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
     Raises:
         OmniNFTError: it names the key, what was found and what was expected.
     """
+    try:
+        _require_text_keys(tree)
+    except OmniNFTError as error:
+        raise OmniNFTError(f"{where}: {error}") from error
     kinds = {part: _kind_of(tree, part) for part in METHODS}
     classes = {part: options_class(part, kind) for part, kind in kinds.items()}
     tree = _scalars(tree, classes)
@@ -574,13 +616,21 @@ def build_config(tree: dict[str, Any], where: str = "config") -> Config:
                 known = _known_keys(e["loc"][:-1], classes)
                 lines.append(f"unknown key {key!r}{_nearest(str(e['loc'][-1]), known)}")
             else:
-                lines.append(f"{key}: {e['msg']}; found {e['input']!r}")
+                lines.append(f"{key}: {e['msg']}; found {e['input']!r:.200}")
         raise OmniNFTError(f"{where}: " + "; ".join(lines)) from error
 
 
 def _kind_of(tree: dict[str, Any], part: str) -> Any:
     given = tree.get(part)
     return given.get("kind", DEFAULT_KINDS[part]) if isinstance(given, dict) else DEFAULT_KINDS[part]
+
+
+def _require_text_keys(tree: Any) -> None:
+    """Raises OmniNFTError where a mapping has a key that is no text."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree if isinstance(tree, list) else ()):
+        if isinstance(tree, dict) and not isinstance(key, str):
+            raise OmniNFTError(f"found the key {key!r:.60}, expected keys that are text")
+        _require_text_keys(value)
 
 
 def _scalars(tree: Any, classes: Mapping[str, type[MethodOptions]], path: tuple[str, ...] = ()) -> Any:

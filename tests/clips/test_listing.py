@@ -64,3 +64,35 @@ def test_no_listing_and_no_json(tmp_path: Path) -> None:
     (tmp_path / LISTING).write_bytes(b"\xff{")
     with pytest.raises(OmniNFTError, match=r"scores\.json: not a listing of clips: not JSON"):
         read_listing(tmp_path)
+
+
+def listing_of(folder: Path, file: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LISTING).write_text(json.dumps({"clips": [{"file": file, "prompt_id": "a"}]}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file", ["../secret.mp4", "sub/../../secret.mp4", "/etc/secret.mp4", "link.mp4", "linked/x.mp4"]
+)
+def test_a_listing_names_files_of_its_folder_only(tmp_path: Path, file: str) -> None:
+    (tmp_path / "secret.mp4").touch()
+    folder = listing_of(tmp_path / "clips", file)
+    (folder / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (folder / "linked").symlink_to(tmp_path)
+    with pytest.raises(OmniNFTError, match=rf"scores\.json: entry 1: file: found '{file}', which lies outside"):
+        read_listing(folder)
+
+
+def test_the_sound_beside_a_clip_does_not_come_from_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secret.wav").touch()
+    folder = listing_of(tmp_path / "clips", "a.mp4")
+    (folder / "a.wav").symlink_to(tmp_path / "secret.wav")
+    with pytest.raises(OmniNFTError, match="lies outside"):
+        read_listing(folder)
+
+
+def test_a_folder_that_is_a_link_lists_its_files(tmp_path: Path) -> None:
+    listing_of(tmp_path / "clips", "sub/a.mp4")
+    (tmp_path / "link").symlink_to(tmp_path / "clips")
+    assert [clip.file for clip in read_listing(tmp_path / "link")] == ["sub/a.mp4"]

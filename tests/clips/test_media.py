@@ -11,7 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from omninft.clips.media import read_clip, read_wav, write_clip, write_png, write_wav
+from omninft.clips import media
+from omninft.clips.media import SOUND_VARIABLE, VIDEO_VARIABLE, read_clip, read_wav, write_clip, write_png, write_wav
 from omninft.types import Clip, OmniNFTError, Prompt
 
 PROMPT = Prompt("rain-1", "rain", "rain", "rain rain")
@@ -412,3 +413,51 @@ def test_other_containers(tmp_path: Path, ending: str, codec: str, sound: str) -
     overlap = min(read.waveform.shape[1], 48000)
     correlation = np.corrcoef(read.waveform[0, :overlap], clip.waveform[0, :overlap])[0, 1]
     assert correlation > 0.98
+
+
+def test_a_file_is_refused_by_what_it_declares_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, video, sound = tmp_path / "a.mp4", 13 * 32 * 48 * 3, 8667 * 4
+    write_clip(path, make_clip())
+    for name, found in ((VIDEO_VARIABLE, video), (SOUND_VARIABLE, sound)):
+        monkeypatch.setenv(name, str(found - 2000))
+        with monkeypatch.context() as patch:
+            patch.setattr(media, "_add_frame", lambda *_: pytest.fail("decoded"))
+            with pytest.raises(OmniNFTError, match=rf"a\.mp4: it declares \d+ bytes of \w+, more than.*\${name}"):
+                read_clip(path)
+        monkeypatch.setenv(name, str(found + 8 * 1024))
+        assert read_clip(path).video.nbytes == video
+    monkeypatch.setenv(VIDEO_VARIABLE, "much")
+    with pytest.raises(OmniNFTError, match=rf"\${VIDEO_VARIABLE} is 'much', expected a number of bytes"):
+        read_clip(path)
+
+
+def test_a_file_that_declares_nothing_is_stopped_while_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, frame = tmp_path / "a.h264", 32 * 48 * 3
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for _ in range(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert path.stat().st_size < frame
+    assert read_clip(path, require_audio=False).video.shape == (50, 32, 48, 3)
+    monkeypatch.setenv(VIDEO_VARIABLE, str(10 * frame))
+    with pytest.raises(OmniNFTError, match=rf"it takes {11 * frame} bytes of video, more than the {10 * frame}"):
+        read_clip(path, require_audio=False)
+    monkeypatch.delenv(VIDEO_VARIABLE)
+    monkeypatch.setattr(media, "MOST_FRAMES", 20)
+    with pytest.raises(OmniNFTError, match="decoded, it takes 21 frames, more than the 20 allowed"):
+        read_clip(path, require_audio=False)
+
+
+def test_the_sound_beside_a_video_has_its_limit_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_wav(tmp_path / "a.wav", np.zeros((2, 1000), np.float32), 16_000)
+    monkeypatch.setenv(SOUND_VARIABLE, "8000")
+    assert read_wav(tmp_path / "a.wav")[0].shape == (2, 1000)
+    monkeypatch.setenv(SOUND_VARIABLE, "7999")
+    with pytest.raises(OmniNFTError, match=r"a\.wav: decoded, it takes 8000 bytes of sound, more than the 7999"):
+        read_wav(tmp_path / "a.wav")

@@ -6,6 +6,7 @@ tensors and the names of the model's linears in the original implementation, and
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omninft.config import LoraConfig, ModelConfig, SamplingConfig
+from omninft.evaluation.sampling import load_policy
 from omninft.export import lora as lora_module
 from omninft.export.lora import FILE_NAME, METADATA_KEY, export_lora, read_lora
 from omninft.models.adapters import DEFAULT_TARGETS
@@ -333,3 +335,31 @@ def test_other_files_are_refused(spoil: Callable[[Path], None], message: str, tm
     spoil(file)
     with pytest.raises(OmniNFTError, match=message):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "found no tensors"),
+        ({"lora_A": torch.zeros(3, 4)}, r"lora_A\.weight has shape \[3, 4\], expected \[2, features\]"),
+        ({"lora_B": torch.zeros(2, 3)}, r"lora_B\.weight has shape \[2, 3\], expected \[features, 2\]"),
+        ({"lora_A": torch.zeros(2)}, r"has shape \[2\]"),
+        ({"lora_A": torch.full((2, 4), torch.inf)}, "holds values that are not finite"),
+    ],
+)
+def test_tensors_that_no_adapter_has_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    named = {f"diffusion_model.b.to_q.{name}.weight": tensor for name, tensor in tensors.items()}
+    about = json.dumps({"rank": 2, "alpha": 2, "targets": ["to_q"]})
+    save_file(named, tmp_path / "l.safetensors", metadata={METADATA_KEY: about})
+    with pytest.raises(OmniNFTError, match=rf"l\.safetensors: .*{message}"):
+        read_lora(tmp_path / "l.safetensors")
+
+
+def test_a_lora_of_another_model_is_named(tmp_path: Path) -> None:
+    about = json.dumps({"rank": 2, "alpha": 2, "targets": ["attn1.to_q"]})
+    named = [f"diffusion_model.transformer_blocks.0.attn1.to_q.lora_{part}.weight" for part in "AB"]
+    save_file({name: torch.ones(2, 2) for name in named}, tmp_path / "l.safetensors", metadata={METADATA_KEY: about})
+    with pytest.raises(OmniNFTError, match=r"l\.safetensors: not a LoRA of tiny: adapter current: tensors do not"):
+        load_policy("tiny", tmp_path / "l.safetensors")

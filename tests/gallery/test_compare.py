@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from omninft.cli import app
 from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.evaluation.paired import Measure, compare_paired
+from omninft.evaluation.results import ClipScores, EvaluationResult, Protocol
 from omninft.gallery import placing
 from omninft.gallery.compare import Comparison, disagreement, mean_rows, write_comparison
 from omninft.gallery.placing import playable, plays_in_browsers
@@ -448,3 +449,14 @@ def test_the_command_says_what_matched(folders: tuple[Path, Path], tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert "4 of 4 have a clip of every system" in result.output
     assert data_of(out / "index.html")["seed"] == 7
+
+
+def test_an_evaluation_takes_no_clips_from_elsewhere(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (tmp_path / "secret.mp4").write_bytes(next(folders[0].rglob("*.mp4")).read_bytes())
+    clip = ClipScores(0, "../secret.mp4", "a", "a", (), {})
+    EvaluationResult("s", Protocol("world", "1"), (), {}, {}, (clip,)).save(stranger)
+    with pytest.raises(OmniNFTError, match=r"result\.json: clip 0: file: found '\.\./secret\.mp4', which lies outside"):
+        write_comparison([str(folders[0]), str(stranger)], tmp_path / "page")
+    assert not (tmp_path / "page").exists()

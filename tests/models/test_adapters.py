@@ -9,12 +9,12 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
-from omninft.config import LoraConfig
+from omninft.config import LoraConfig, ModelConfig
 from omninft.export.lora import export_lora, read_lora
 from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear, AdapterSet, Switch, peft_config
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
-from tests.random_models import PROMPTS, make_policy, random_pipeline
+from tests.random_models import PROMPTS, SMALL, make_policy, random_pipeline
 
 CONFIG = LoraConfig(rank=4, alpha=8)
 
@@ -221,3 +221,10 @@ def test_the_adapter_before_is_back_afterwards(moved_policy: LTX2Policy) -> None
             assert adapters.active == "old"
         assert adapters.active == "current"
     assert adapters.active == "reference"
+
+
+def test_targets_that_name_nothing_are_refused_with_those_there_are() -> None:
+    config = ModelConfig(lora=LoraConfig(targets=("attn1.to_q", "attn1.to_qq")))
+    message = r"model\.lora\.targets: found 'attn1\.to_qq'.*did you mean 'attn1\.to_q'.*there are .*ff\.net\.2"
+    with pytest.raises(OmniNFTError, match=message):
+        LTX2Policy(random_pipeline("ltx-2"), config, clip_defaults=SMALL)

@@ -40,7 +40,7 @@ def test_names_presets_and_options_together() -> None:
         (("clapp",), None, (), "unknown reward 'clapp', did you mean 'clap'?"),
         (("clap",), None, ("clip.device=cuda",), "'clip' is not among the rewards clap, did you mean 'clap'?"),
         (("clap",), None, ("device=cuda",), "expected reward.key=value"),
-        (("clap",), None, ("clap.device=[",), r"'\[' is not YAML"),
+        (("clap",), None, ("clap.device=[",), r"'clap\.device=\[': the value is not valid YAML"),
     ],
 )
 def test_what_cannot_be_meant_is_said(names, preset, options, message) -> None:

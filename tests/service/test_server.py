@@ -149,7 +149,7 @@ def test_clips_of_a_request_are_too_large_together_once_decoded() -> None:
         assert len(body) < size
         rows = (await Service(limits=Limits(bytes=2 * size - 1)).post(body)).json()["clips"]
         assert rows[0]["scores"]["plain"] is not None
-        assert "decoded, it takes more than the" in rows[1]["reasons"]["plain"]
+        assert "bytes of clip, more than the" in rows[1]["reasons"]["plain"]
         rows = (await Service(limits=Limits(bytes=2 * size + 50_000)).post(body)).json()["clips"]
         assert None not in [row["scores"]["plain"] for row in rows]
 

@@ -28,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from omninft.files import read_json, read_text
+from omninft.naming import is_safe_name
 from omninft.types import OmniNFTError
 
 FORMAT_VERSION = 1
@@ -152,8 +154,10 @@ class CheckpointStore:
                 for name in manifest["files"]
                 if name.endswith(".safetensors")
             }
-            state = _from_exact_json((path / "state.json").read_text(encoding="utf-8"))
-        except (OSError, SafetensorError) as error:
+            state = _from_exact_json(read_text(path / "state.json"))
+            if not isinstance(state, dict):
+                raise ValueError(f"state.json holds {state!r:.60}, expected an object")
+        except (OSError, SafetensorError, ValueError, TypeError, struct.error, RecursionError) as error:
             raise OmniNFTError(f"{path}: cannot be read ({error})") from error
         return Checkpoint(tensors, state, manifest["step"])
 
@@ -369,12 +373,7 @@ def _verify(path: Path, contents: bool) -> dict[str, Any]:
     if not path.is_dir():
         raise OmniNFTError(f"{path}: no such checkpoint folder")
     file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OmniNFTError(f"{file}: cannot be read ({error})") from error
-    except ValueError as error:
-        raise OmniNFTError(f"{file}: truncated or changed: not JSON ({error})") from error
+    manifest = read_json(file, "truncated or changed: ")
     # Every format version keeps these two fields, so that a damaged manifest is not taken for one of another version.
     if not isinstance(manifest, dict) or manifest.get("sha256") != _manifest_digest(manifest):
         raise OmniNFTError(f"{file}: changed since it was written: its checksum differs")
@@ -383,6 +382,7 @@ def _verify(path: Path, contents: bool) -> dict[str, Any]:
             f"{file}: found format version {manifest.get('format')!r} (written by omninft "
             f"{manifest.get('package_version')}), expected {FORMAT_VERSION}: use the version that wrote it"
         )
+    _require_shape(file, manifest)
     for name, expected in manifest["files"].items():
         part = path / name
         try:
@@ -395,6 +395,19 @@ def _verify(path: Path, contents: bool) -> dict[str, Any]:
         except OSError as error:
             raise OmniNFTError(f"{part}: cannot be read ({error})") from error
     return manifest
+
+
+def _require_shape(file: Path, manifest: Mapping[str, Any]) -> None:
+    """A checksum keeps from accidents, not from a manifest that someone made up."""
+    expected = {"step": int, "fingerprint": dict, "files": dict}
+    odd = [name for name, kind in expected.items() if not isinstance(manifest.get(name), kind)]
+    files = manifest.get("files")
+    for name, entry in (files if isinstance(files, dict) else {}).items():
+        # Files of the folder itself: a path could lead anywhere.
+        if not is_safe_name(name) or not isinstance(entry, dict) or entry.keys() != {"size", "sha256"}:
+            odd.append(f"files: {name!r:.100}")
+    if odd or "state.json" not in manifest["files"]:
+        raise OmniNFTError(f"{file}: not a manifest of a checkpoint ({', '.join(odd) or 'no state.json'})")
 
 
 def _is_whole(path: Path) -> bool:

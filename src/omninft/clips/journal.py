@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omninft.files import write_text
+from omninft.files import MOST_LOG_BYTES, cannot_write, parse_json, read_bytes, write_text
 from omninft.types import OmniNFTError
 
 
@@ -29,7 +30,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # of a row that `add` could not write, and has told of
+                self._file.close()
 
     def read(self) -> list[dict[str, Any]]:
         """The whole rows that are there; a line torn by the end of its process is passed over.
@@ -39,16 +41,15 @@ class Journal:
         """
         if self.path is None:
             return []
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+        if not self.path.exists():
             return []
+        lines = read_bytes(self.path, MOST_LOG_BYTES).split(b"\n")
         entries = [entry for line in lines if (entry := _json_or_none(line)) is not None]
         if entries and entries[0] != self.header:
             raise OmniNFTError(
                 f"{self.path} holds unfinished {self.work}; remove it to begin again, or choose another output"
             )
-        return entries[1:]
+        return [entry for entry in entries[1:] if isinstance(entry, dict)]
 
     def resume(self, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
         """`read`, reduced to the rows to keep; from here on the journal is open for more."""
@@ -62,8 +63,12 @@ class Journal:
 
     def add(self, entry: Mapping[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(_line(entry))
-            self._file.flush()
+            try:
+                self._file.write(_line(entry))
+                self._file.flush()
+            except OSError as error:
+                assert self.path is not None
+                raise cannot_write(self.path, error) from error
 
     def remove(self) -> None:
         if self._file is not None and self.path is not None:
@@ -83,8 +88,8 @@ def _line(entry: Mapping[str, Any]) -> str:
     return json.dumps(entry, allow_nan=False) + "\n"
 
 
-def _json_or_none(line: str) -> Any:
+def _json_or_none(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line)
+    except ValueError:
         return None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omninft.files import write_text
+from omninft.clips.media import sidecar_of
+from omninft.files import read_json, write_text
 from omninft.types import Clip, OmniNFTError, Prompt
 
 LISTING = "scores.json"
@@ -57,19 +58,37 @@ def read_listing(path: Path) -> tuple[ListedClip, ...]:
     A table of `omninft score` in JSON is one too; it gives neither texts nor sample numbers.
 
     Raises:
-        OmniNFTError: naming the file and the entry, counted from 1: it is not there, or not a listing.
+        OmniNFTError: naming the file and the entry, counted from 1: it is not there, not a listing, or names a file
+            outside its folder.
     """
     path = path / LISTING if path.is_dir() else path
-    try:
-        tree = json.loads(path.read_bytes())
-    except OSError as error:
-        raise OmniNFTError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise OmniNFTError(f"{path}: not a listing of clips: not JSON ({error})") from error
+    tree = read_json(path, "not a listing of clips: ")
     entries = tree.get("clips") if isinstance(tree, dict) else None
     if not isinstance(entries, list):
         raise OmniNFTError(f'{path}: not a listing of clips: expected {{"clips": [...]}}')
-    return tuple(_Entry(f"{path}: entry {number}", entry).clip() for number, entry in enumerate(entries, 1))
+    clips = tuple(_Entry(f"{path}: entry {number}", entry).clip() for number, entry in enumerate(entries, 1))
+    for number, clip in enumerate(clips, 1):
+        clip_inside(path.parent, clip.file, f"{path}: entry {number}")
+    return clips
+
+
+def clip_inside(folder: Path, file: str, where: str) -> Path:
+    """The clip that a listing in `folder` calls `file`. It need not exist, but does not lie elsewhere.
+
+    A listing may come with the clips of a stranger, and what it names is copied to where others see it.
+
+    Raises:
+        OmniNFTError: `file`, or the sound beside it, lies outside the folder, by its path or by a link. `where` begins
+            the message.
+    """
+    path = folder / file
+    try:
+        inside = [part.resolve().is_relative_to(folder.resolve()) for part in (path, sidecar_of(path)) if part]
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long or with a zero byte, links in a circle
+        raise OmniNFTError(f"{where}: file: found {file!r:.200}, which names no file ({error})") from error
+    if not all(inside):
+        raise OmniNFTError(f"{where}: file: found {file!r:.200}, which lies outside {folder}; expected a file in it")
+    return path
 
 
 def _tree(clip: ListedClip) -> dict[str, Any]:

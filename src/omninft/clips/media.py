@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -32,6 +33,13 @@ from omninft.types import Clip, OmniNFTError, Prompt
 # Rates an AAC stream can declare (ISO/IEC 14496-3, sampling frequency index), Hz.
 AAC_SAMPLE_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 _AAC_FRAME = 1024  # samples
+# What one clip may unfold to. Files of strangers are small and decode to any size; 2 GiB are 60 seconds of
+# 768 x 512 at 30 frames a second, and 512 MiB are 23 minutes of stereo at 48 kHz. A longer clip is
+# read once these variables of the environment, in bytes, say so.
+VIDEO_BYTES, SOUND_BYTES = 2**31, 2**29
+VIDEO_VARIABLE, SOUND_VARIABLE = "OMNINFT_MAX_VIDEO_BYTES", "OMNINFT_MAX_SOUND_BYTES"
+# Frames and packets cost memory beside their pixels: a clip of one pixel has not a billion of them.
+MOST_FRAMES = 2**18
 # Many containers count time in milliseconds: frames this close to a regular grid are on it.
 _CLOCK_ROUNDING = Fraction(2, 1000)  # seconds
 
@@ -115,24 +123,26 @@ def read_clip(
     then has shape [0, 0] and `sample_rate` 0. Without `prompt` the clip gets one with empty texts whose id is the
     file's stem.
 
-    Files of strangers can unfold to any size: frames and sound of more than `max_bytes` are refused, before the memory
-    for them is taken.
+    Files of strangers can unfold to any size: frames of more than `VIDEO_BYTES`, sound of more than `SOUND_BYTES`, more
+    than `MOST_FRAMES` frames, and both together of more than `max_bytes` are refused, first by what the file declares
+    and, as it may lie, again before the memory for each frame is taken.
 
     Raises OmniNFTError naming the file: missing, not a video, truncated or damaged, no frames, no sound, too large.
     """
     path = Path(path)
     if not path.is_file():
         raise OmniNFTError(f"{path}: no such file")
+    budget = _Budget.of(path, max_bytes)
     try:
         # Names and tags inside a file may be in any encoding; none of them is read.
-        with av.open(str(path), options=_pixel_limit(max_bytes), metadata_errors="replace") as container:
-            decoded = _decode(path, container, max_bytes)
+        with av.open(str(path), options=budget.pixel_limit, metadata_errors="replace") as container:
+            decoded = _decode(path, container, budget)
     except (FFmpegError, OSError, ValueError, MemoryError) as error:
         raise OmniNFTError(f"{path}: not a video, or truncated or damaged ({error})") from error
     if not decoded.frames:
         raise OmniNFTError(f"{path}: the video stream has no frames")
     video, rate = _at_average_rate(decoded)
-    waveform = decoded.waveform(path)
+    waveform = decoded.waveform()
     beside = sidecar_of(path) if sidecar else None
     if beside is not None:
         waveform, decoded.sample_rate = read_wav(beside)
@@ -153,12 +163,14 @@ def sidecar_of(path: Path) -> Path | None:
 def read_wav(path: str | Path) -> tuple[np.ndarray, int]:
     """Samples [channels, N] float32 in [-1, 1], and their rate in Hz.
 
-    Raises OmniNFTError naming the path: missing, not a sound file, truncated or damaged.
+    Raises OmniNFTError naming the path: missing, not a sound file, truncated or damaged, or of more than `SOUND_BYTES`.
     """
     if not Path(path).is_file():
         raise OmniNFTError(f"{path}: no such file")
     try:
         _require_whole_wav(Path(path))
+        about = soundfile.info(str(path))
+        _Budget.of(Path(path)).spend(sound=about.frames * about.channels * 4)
         samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise OmniNFTError(f"{path}: not a sound file, or damaged ({error})") from error
@@ -271,9 +283,58 @@ def _mux_sound(
 
 
 @dataclass
+class _Budget:
+    """How much of the memory a file may take, and how much of that is taken."""
+
+    path: Path
+    limits: dict[str, int]  # bytes of "video", "sound" and "clip", which is both
+    variables: ClassVar = {"video": VIDEO_VARIABLE, "sound": SOUND_VARIABLE}
+    held: dict[str, int] = field(default_factory=lambda: {"video": 0, "sound": 0})
+    num_frames: int = 0
+
+    @classmethod
+    def of(cls, path: Path, max_bytes: int | None = None) -> _Budget:
+        """As the environment says, and of `max_bytes` in all where that is given."""
+        limits = {"video": _from_environment(VIDEO_VARIABLE, VIDEO_BYTES)}
+        limits["sound"] = _from_environment(SOUND_VARIABLE, SOUND_BYTES)
+        return cls(path, limits | {"clip": sum(limits.values()) if max_bytes is None else max_bytes})
+
+    @property
+    def pixel_limit(self) -> dict[str, str]:
+        """Option that keeps ffmpeg itself from frames larger than that."""
+        most = min(self.limits["video"], self.limits["clip"])
+        return {"max_pixels": str(min(max(1, most // 3), 2**31 - 1))}
+
+    def spend(self, video: int = 0, sound: int = 0) -> None:
+        """Count bytes that are about to be held in memory."""
+        self.held = {"video": self.held["video"] + video, "sound": self.held["sound"] + sound}
+        self.num_frames += video > 0
+        self.require("decoded, it takes", self.held["video"], self.held["sound"], self.num_frames)
+
+    def require(self, what: str, video: int, sound: int, num_frames: int) -> None:
+        """Raise OmniNFTError when these are beyond the limits."""
+        for name, found in {"video": video, "sound": sound, "clip": video + sound}.items():
+            if found > self.limits[name]:
+                how = f" (${self.variables[name]} changes that)" if name in self.variables else ""
+                raise OmniNFTError(
+                    f"{self.path}: {what} {found} bytes of {name}, more than the {self.limits[name]} bytes allowed{how}"
+                )
+        if num_frames > MOST_FRAMES:
+            raise OmniNFTError(f"{self.path}: {what} {num_frames} frames, more than the {MOST_FRAMES} allowed")
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isascii() or not text.isdecimal():
+        raise OmniNFTError(f"${name} is {text!r}, expected a number of bytes")
+    return int(text)
+
+
+@dataclass
 class _Decoded:
     """What a file holds, on the file's own clock (seconds)."""
 
+    budget: _Budget
     stated_rate: Fraction | None  # Hz, as the container states it
     frames: list[np.ndarray] = field(default_factory=list)  # each [H, W, 3] uint8
     times: list[Fraction] = field(default_factory=list)
@@ -282,22 +343,14 @@ class _Decoded:
     sound: list[np.ndarray] = field(default_factory=list)  # each [channels, n] float32
     sound_start: Fraction = Fraction(0)
     sound_end: Fraction | None = None  # as declared
-    max_bytes: int | None = None
-    num_bytes: int = 0
 
-    def spend(self, path: Path, num_bytes: int) -> None:
-        """Count what is about to be held in memory."""
-        self.num_bytes += num_bytes
-        if self.max_bytes is not None and self.num_bytes > self.max_bytes:
-            raise OmniNFTError(f"{path}: decoded, it takes more than the {self.max_bytes} bytes allowed")
-
-    def waveform(self, path: Path) -> np.ndarray:
+    def waveform(self) -> np.ndarray:
         """[channels, N] from the time of the first frame to the declared end of the sound; [0, 0] without sound."""
         if not self.sound:
             return np.zeros((0, 0), np.float32)
         samples = np.concatenate(self.sound, axis=1)
         offset = round((self.sound_start - self.times[0]) * self.sample_rate)
-        self.spend(path, max(0, offset) * len(samples) * samples.itemsize)
+        self.budget.spend(sound=max(0, offset) * len(samples) * samples.itemsize)
         samples = samples[:, -offset:] if offset < 0 else np.pad(samples, ((0, 0), (offset, 0)))
         if self.sound_end is not None:
             length = max(0, round((self.sound_end - self.times[0]) * self.sample_rate))
@@ -307,12 +360,19 @@ class _Decoded:
         return clipped
 
 
-def _pixel_limit(max_bytes: int | None) -> dict[str, str]:
-    """Option that keeps ffmpeg itself from frames larger than that."""
-    return {} if max_bytes is None else {"max_pixels": str(min(max(1, max_bytes // 3), 2**31 - 1))}
+def _require_declared(budget: _Budget, video: VideoStream, audio: AudioStream | None) -> None:
+    """Refuse a file by the size that its streams declare, before anything is decoded; what they leave out counts 0."""
+    rate, size = video.average_rate or video.guessed_rate, video.codec_context
+    seconds = video.duration * video.time_base if video.duration and video.time_base else Fraction(0)
+    frames = max(video.frames, int(seconds * rate) if rate else 0)
+    sound = 0
+    if audio is not None and audio.duration and audio.time_base:
+        samples = int(audio.duration * audio.time_base * audio.codec_context.sample_rate)
+        sound = samples * audio.codec_context.channels * 4
+    budget.require("it declares", frames * size.width * size.height * 3, sound, frames)
 
 
-def _decode(path: Path, container: InputContainer, max_bytes: int | None) -> _Decoded:
+def _decode(path: Path, container: InputContainer, budget: _Budget) -> _Decoded:
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         raise OmniNFTError(f"{path}: the file has no video stream")
@@ -322,8 +382,9 @@ def _decode(path: Path, container: InputContainer, max_bytes: int | None) -> _De
     for stream in (video, audio):
         if stream is not None and stream.codec_context is None:
             raise OmniNFTError(f"{path}: stream {stream.index} is truncated or damaged, or of an unknown codec")
-    video.codec_context.options = _pixel_limit(max_bytes)
-    decoded = _Decoded(stated_rate=video.average_rate or video.guessed_rate, max_bytes=max_bytes)
+    _require_declared(budget, video, audio)
+    video.codec_context.options = budget.pixel_limit
+    decoded = _Decoded(budget, stated_rate=video.average_rate or video.guessed_rate)
     resampler: AudioResampler | None = None
     if audio is not None:
         decoded.sample_rate = audio.codec_context.sample_rate
@@ -337,7 +398,7 @@ def _decode(path: Path, container: InputContainer, max_bytes: int | None) -> _De
             elif isinstance(frame, av.AudioFrame) and resampler is not None:
                 if not decoded.sound and frame.pts is not None and frame.time_base is not None:
                     decoded.sound_start = frame.pts * frame.time_base
-                decoded.spend(path, frame.samples * len(frame.layout.channels) * 4)
+                budget.spend(sound=frame.samples * len(frame.layout.channels) * 4)
                 decoded.sound += [piece.to_ndarray() for piece in resampler.resample(frame)]
     if audio is not None and audio.duration is not None and audio.time_base is not None:
         decoded.sound_end = ((audio.start_time or 0) + audio.duration) * audio.time_base
@@ -346,7 +407,7 @@ def _decode(path: Path, container: InputContainer, max_bytes: int | None) -> _De
 
 
 def _add_frame(path: Path, decoded: _Decoded, frame: av.VideoFrame) -> None:
-    decoded.spend(path, frame.width * frame.height * 3)
+    decoded.budget.spend(video=frame.width * frame.height * 3)
     pixels = frame.to_ndarray(format="rgb24")
     if frame.rotation % 360:
         pixels = np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))  # phones film on their side

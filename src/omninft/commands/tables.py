@@ -10,6 +10,7 @@ import typer
 from omninft.commands.terminal import (
     console,
 )
+from omninft.files import write_text
 from omninft.types import OmniNFTError
 
 
@@ -36,8 +37,7 @@ def leaderboard(
     elif output is None:
         typer.echo(formats[chosen](board), nl=False)
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(formats[chosen](board), encoding="utf-8")
+        write_text(output, formats[chosen](board))
         console.print(f"leaderboard in {output}", highlight=False)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from omninft.commands.terminal import NotedProgress, Steps, console
+from omninft.files import read_json
 from omninft.types import OmniNFTError
 
 vbench_app = typer.Typer(help="VBench: export clips under the official names, score, sum up.", no_args_is_help=True)
@@ -183,10 +183,10 @@ def totals(
 
 
 def _prompts_by_file(path: Path) -> dict[str, str]:
-    try:
-        return {str(name): str(text) for name, text in json.loads(path.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise OmniNFTError(f'{path}: no prompts by file name ({error}); expected {{"clip.mp4": "prompt"}}') from error
+    tree = read_json(path, "no prompts by file name: ")
+    if not isinstance(tree, dict):
+        raise OmniNFTError(f'{path}: no prompts by file name: found {tree!r:.60}, expected {{"clip.mp4": "prompt"}}')
+    return {str(name): str(text) for name, text in tree.items()}
 
 
 def _print_result(result: object) -> None:

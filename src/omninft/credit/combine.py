@@ -10,13 +10,13 @@ Surgery and regions are options of each, so that every step from one to the othe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Share
+from omninft.config import Block, Factor, Frozen, Share, Warmup
 from omninft.credit.advantages import (
     advantages_of_one,
     combine_advantages,
@@ -42,15 +42,17 @@ from omninft.types import (
     TokenWeights,
 )
 
+Depth = Block | Share  # the number of a block, or a share of all
+
 
 class SurgeryRangeOptions(Frozen):
     """Blocks from `start` to `stop` (exclusive), numbers or shares of the depth, and their gradient scale."""
 
-    start: int | float
+    start: Depth
     """First block; a float is a share of the depth."""
-    stop: int | float
+    stop: Depth
     """First block after the range; a float is a share of the depth."""
-    scale: Annotated[float, Field(ge=0)]
+    scale: Factor
     """Factor of the gradient."""
 
 
@@ -87,13 +89,13 @@ class RegionsOptions(Frozen):
     """Weigh the regions that sound in the video loss."""
     method: Literal["minmax", "zscore_sigmoid", "top_share"] = "minmax"
     """How weights come from attention sums."""
-    strength: float = 1.5
+    strength: Factor = 1.5
     """How much more regions weigh: lambda of minmax, w_max of the other two."""
-    warmup: float = 0.1
+    warmup: Warmup = 0.1
     """Share of the run over which the strength rises; above 1: iterations."""
     window: tuple[Share, Share] = (0.5, 0.9)
     """Shares of the denoising steps whose attention counts, from and to."""
-    first_block: int | float = 0
+    first_block: Depth = 0
     """Blocks from here on; a float is a share of the depth."""
     rope: bool = True
     """Attention maps with rotary positions."""

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Positive, Share
+from omninft.config import Frozen, Positive, PositiveFactor, Share, Warmup
 from omninft.credit.advantages import HEARD, combine_advantages
 from omninft.credit.combine import AdvantageCredit, AdvantageCreditOptions
 from omninft.credit.marble import balance, reward_weights, smoothed, teaches
@@ -117,7 +117,7 @@ class TokenOptions(Frozen):
 
     enabled: bool = True
     """Weigh tokens by their responses."""
-    largest: Annotated[float, Field(ge=1)] = 2.0
+    largest: Annotated[float, Field(ge=1, le=1e6)] = 2.0
     """Largest weight of a token, lambda_max."""
     clip: tuple[Share, Share] = (0.05, 0.95)
     """Quantiles at which responses are cut."""
@@ -134,7 +134,7 @@ class LayerOptions(Frozen):
 
     enabled: bool = True
     """Scale gradients by block."""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: PositiveFactor = 1.0
     """Of the softmax over blocks, tau."""
 
 
@@ -143,7 +143,7 @@ class RewardOptions(Frozen):
 
     enabled: bool = True
     """Weigh rewards by their gradients."""
-    warmup: Annotated[float, Field(ge=0)] = 0.1
+    warmup: Warmup = 0.1
     """Share of the run with the recipe's weights; above 1: iterations."""
     kappa: Share = 0.5
     """How far from the recipe's weights to the balanced ones."""

@@ -6,20 +6,24 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from omninft.clips.listing import ListedClip, write_listing
 from omninft.clips.media import write_clip
 from omninft.distributed import Processes
-from omninft.files import write_text
+from omninft.files import first_problem, read_json, write_text
 from omninft.models.protocol import AdapterName
+from omninft.naming import clip_file
 from omninft.noise import Occasion
 from omninft.prompts.sampler import spread
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler, share_of
-from omninft.types import Clip, PromptGroup, ScoreTable
+from omninft.types import Clip, OmniNFTError, PromptGroup, ScoreTable
 
+_SCORES: dict[str, Any] = {"names": tuple[str, ...], "prompt_ids": tuple[str, ...], "values": list[list[float | None]]}
 SHOWN_SIDE = 256  # pixels: smaller clips are enlarged to about this, so that players show them
 
 
@@ -45,9 +49,19 @@ def save_scores(path: Path, scores: EvaluationScores) -> None:
 
 
 def load_scores(path: Path) -> EvaluationScores:
-    """What `save_scores` wrote."""
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    return EvaluationScores(tuple(tree["names"]), np.array(tree["values"], dtype=np.float64), tuple(tree["prompt_ids"]))
+    """What `save_scores` wrote.
+
+    Raises:
+        OmniNFTError: no such file, or not such a file.
+    """
+    tree = read_json(path, "not the scores of an evaluation: ")
+    try:
+        names, ids, rows = (TypeAdapter(kind).validate_python(tree[name]) for name, kind in _SCORES.items())
+        values = np.array(rows, dtype=np.float64).reshape(len(ids), len(names))
+    except (ValueError, LookupError, TypeError) as error:
+        why = first_problem(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise OmniNFTError(f"{path}: not the scores of an evaluation ({why})") from error
+    return EvaluationScores(names, values, ids)
 
 
 class Evaluator:
@@ -116,7 +130,7 @@ class Evaluator:
         return EvaluationScores(table.names, table.values, ids, tuple(written))
 
     def _show(self, clip: Clip, table: ScoreTable, row: int, folder: Path) -> ListedClip:
-        name = f"{clip.prompt.id}-{clip.sample}.mp4"
+        name = clip_file(clip.prompt.id, clip.sample)
         write_clip(folder / name, clip, upscale=max(1, SHOWN_SIDE // max(clip.video.shape[1:3])))
         scores = {n: float(v) for n, v in zip(table.names, table.values[row], strict=True)}
         reasons = {table.names[k]: why for (b, k), why in table.reasons.items() if b == row}

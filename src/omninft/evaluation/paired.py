@@ -13,16 +13,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
+from omninft.files import first_problem, parse_json
 from omninft.types import OmniNFTError, Route
 
+# NaN, which is null in our files.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Group = Literal["trained", "held_out"]
 Verdict = Literal["better", "worse", "no difference", "unclear"]
 
@@ -68,9 +72,9 @@ class Measure:
 class Estimate:
     """A mean over clips with its interval; NaN where it cannot be estimated."""
 
-    mean: float
-    low: float
-    high: float
+    mean: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class PairedRow:
     base: Estimate
     trained: Estimate
     difference: Estimate  # trained minus base, of the same pairs
-    base_spread: float  # standard deviation of the base clips' scores; NaN for fewer than two
-    relative_change: float  # difference / |base mean|; NaN for a base mean of 0
+    base_spread: Number  # standard deviation of the base clips' scores; NaN for fewer than two
+    relative_change: Number  # difference / |base mean|; NaN for a base mean of 0
     verdict: Verdict
 
     @property
@@ -128,15 +132,18 @@ class PairedTable:
     def from_json(text: str) -> PairedTable:
         """Raises OmniNFTError when the text is not such a table."""
         try:
-            tree = json.loads(text)
-            rows = tuple(_row_from_tree(row) for row in tree["rows"])
-            return PairedTable(
-                rows, tree["resamples"], tree["confidence"], tree["seed"], dict(tree.get("settings") or {})
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise OmniNFTError(
-                f"not a paired evaluation table: {type(error).__name__} {error}; expected rows, resamples, ..."
-            ) from error
+            tree = parse_json(text)
+            if not isinstance(tree, dict):
+                raise ValueError(f"found {tree!r:.60}")
+            table = TypeAdapter(PairedTable).validate_python(tree)
+        except (ValueError, RecursionError) as error:
+            why = first_problem(error) if isinstance(error, ValueError) else "too deep"
+            raise OmniNFTError(f"not a paired evaluation table: {why}; expected rows, resamples, ...") from error
+        # Whatever an older version called it.
+        rows = [
+            replace(r, verdict=verdict(r.difference, r.measure.higher_is_better, r.base_spread)) for r in table.rows
+        ]
+        return replace(table, rows=tuple(rows))
 
     def to_markdown(self) -> str:
         """A GitHub table with the groups as bold rows and a line on how to read it."""
@@ -457,25 +464,3 @@ def _without_nan(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [_without_nan(value) for value in tree]
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def _row_from_tree(tree: dict[str, Any]) -> PairedRow:
-    def number(value: float | None) -> float:
-        return math.nan if value is None else float(value)
-
-    def estimate(name: str) -> Estimate:
-        return Estimate(**{key: number(value) for key, value in tree[name].items()})
-
-    measure, difference, spread = Measure(**tree["measure"]), estimate("difference"), number(tree["base_spread"])
-    return PairedRow(
-        measure=measure,
-        num_pairs=tree["num_pairs"],
-        num_dropped=tree["num_dropped"],
-        num_prompts=tree["num_prompts"],
-        base=estimate("base"),
-        trained=estimate("trained"),
-        difference=difference,
-        base_spread=spread,
-        relative_change=number(tree["relative_change"]),
-        verdict=verdict(difference, measure.higher_is_better, spread),  # whatever an older version called it
-    )

@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from omninft.evaluation.paired import Estimate
-from omninft.files import write_text
+from omninft.files import first_problem, read_json, write_text
 from omninft.types import OmniNFTError
 
 RESULT_FILE = "result.json"
@@ -104,22 +106,14 @@ class EvaluationResult:
             OmniNFTError: no such file, or not such a file.
         """
         path = path / RESULT_FILE if path.is_dir() else path
+        if not path.exists():
+            raise OmniNFTError(f"{path}: cannot be read: no such file; `omninft evaluate` writes it")
+        tree = read_json(path, "not a result of `omninft evaluate`: ")
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-            if tree.pop("format") != FORMAT:
-                raise ValueError("another format")
-            return EvaluationResult(
-                system=tree["system"],
-                protocol=Protocol(**tree["protocol"]),
-                metrics=tuple(Metric(**m) for m in tree["metrics"]),
-                overall={k: MetricResult(**v) for k, v in tree["overall"].items()},
-                categories={c: {k: MetricResult(**v) for k, v in row.items()} for c, row in tree["categories"].items()},
-                clips=tuple(ClipScores(**{**c, "categories": tuple(c["categories"])}) for c in tree["clips"]),
-                generation=tree["generation"],
-                weights=tree["weights"],
-                notes=tuple(tree["notes"]),
-            )
-        except OSError as error:
-            raise OmniNFTError(f"{path}: cannot be read ({error}); `omninft evaluate` writes it") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise OmniNFTError(f"{path}: not a result of `omninft evaluate` ({error!r})") from error
+            if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
+                raise ValueError(f"expected an object of format {FORMAT}")
+            result = TypeAdapter(EvaluationResult).validate_python(tree)
+            _ = result.protocol.digest  # of finite numbers
+        except ValueError as error:
+            raise OmniNFTError(f"{path}: not a result of `omninft evaluate` ({first_problem(error)})") from error
+        return result

@@ -19,6 +19,7 @@ from omninft.evaluation.settings import SETTINGS_FILE, SamplingChoice, check_set
 from omninft.export.lora import read_lora
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.protocol import AdapterName
+from omninft.naming import clip_file
 from omninft.noise import Occasion
 from omninft.prompts.prompt_file import PROMPT_ENDINGS
 from omninft.prompts.sampler import spread
@@ -68,7 +69,7 @@ def sample_clips(
     chosen = read_prompts(prompts, limit)
     sampling = (choice or SamplingChoice()).of(model)
     settings = describe(model, lora, seed, sampling)
-    place = {(p.id, n): output / f"{p.id}-{n}.mp4" for p in chosen for n in range(count)}
+    place = {(p.id, n): output / clip_file(p.id, n) for p in chosen for n in range(count)}
     listed = {c.file: c for c in read_listing(output)} if (output / LISTING).is_file() else {}
     there = set() if force else {key for key, path in place.items() if path.is_file()}
     if not force:
@@ -112,7 +113,10 @@ def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Poli
         return LTX2Policy.load(ModelConfig(path=model)), "reference"
     state, lora_config = read_lora(lora)
     policy = LTX2Policy.load(ModelConfig(path=model, lora=lora_config))
-    policy.adapters.load_state("current", state)
+    try:
+        policy.adapters.load_state("current", state)
+    except OmniNFTError as error:
+        raise OmniNFTError(f"{lora}: not a LoRA of {model}: {error}") from error
     return policy, "current"
 
 

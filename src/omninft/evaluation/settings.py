@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from omninft.config import EvaluationConfig, GuidanceConfig, SamplingConfig
-from omninft.files import write_text
+from omninft.files import read_json, write_text
 from omninft.models.loading import CLIP_FILE, model_path
 from omninft.scorers.weights import file_sha256
 from omninft.types import OmniNFTError
@@ -154,10 +154,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise OmniNFTError(f"{path}: not the settings of a generation ({error})") from error
+    tree = read_json(path, "not the settings of a generation: ")
+    if not isinstance(tree, dict):
+        raise OmniNFTError(f"{path}: not the settings of a generation: found {tree!r:.60}")
+    return tree
 
 
 def _identity(model: str) -> str:

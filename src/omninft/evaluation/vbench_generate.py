@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omninft.evaluation.sampling import sample_clips
 from omninft.evaluation.settings import SamplingChoice, model_sampling
+from omninft.files import read_json, write_text
 from omninft.types import OmniNFTError
 
 
@@ -31,7 +32,6 @@ def generate_clips(
     Raises:
         OmniNFTError: `folder` holds clips of other settings; a model or LoRA that cannot be read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "model": model,
         "lora": str(lora) if lora else None,
@@ -39,9 +39,9 @@ def generate_clips(
         "seed": seed,
     }
     record = folder / "settings.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != settings:
+    if record.exists() and read_json(record) != settings:
         raise OmniNFTError(f"{folder} holds clips of other settings ({record.name}); remove it, or export elsewhere")
-    record.write_text(json.dumps(settings), encoding="utf-8")
+    write_text(record, json.dumps(settings))
     clips = {prompt: [folder / f"{prompt_id(prompt)}-{n}.mp4" for n in range(samples)] for prompt in prompts}
     lacking = [prompt for prompt, files in clips.items() if not all(file.is_file() for file in files)]
     if lacking:
@@ -50,7 +50,7 @@ def generate_clips(
             json.dumps({"id": prompt_id(p), "prompt_v": p, "prompt_a": p, "prompt_av": p}, ensure_ascii=False) + "\n"
             for p in lacking
         )
-        rows.write_text("".join(lines), encoding="utf-8")
+        write_text(rows, "".join(lines))
         sample_clips(
             str(rows),
             folder,

@@ -29,6 +29,7 @@ from omninft.evaluation.results import EvaluationResult, Metric, Protocol
 from omninft.evaluation.vbench import consistency, is_dynamic, likeness, sampled_frames, top_speed
 from omninft.evaluation.vbench_results import BENCHMARK, ClipRow, assemble, metric_of
 from omninft.evaluation.vbench_suite import SAMPLES, Suite, clip_names, prompt_of
+from omninft.files import cannot_write, parse_json, read_text, write_text
 from omninft.scorers import aesthetic, dino, imaging
 from omninft.scorers import clip as clip_scorer
 from omninft.scorers.flicker import frame_differences
@@ -357,9 +358,8 @@ class _Journal:
         self._known: dict[str, dict[str, Any]] = {}
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         header = json.loads(json.dumps(settings))
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        lines = read_text(self.path).splitlines() if self.path.exists() else []
         entries = [entry for line in lines if (entry := _json_or_none(line)) is not None]
         if entries and entries[0] != header:
             raise OmniNFTError(
@@ -368,7 +368,7 @@ class _Journal:
             )
         self._known = {e["row"]["file"]: e for e in entries[1:] if not e["row"]["reasons"]}
         # Written anew, so that a torn last line does not stay in the middle.
-        self.path.write_text("".join(json.dumps(e) + "\n" for e in (header, *self._known.values())), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(e) + "\n" for e in (header, *self._known.values())))
 
     def row(self, file: Path, names: Sequence[str]) -> ClipRow | None:
         entry = self._known.get(file.name)
@@ -378,8 +378,11 @@ class _Journal:
 
     def add(self, file: Path, row: ClipRow) -> None:
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as journal:
-                journal.write(json.dumps({"row": asdict(row), "stamp": _stamp(file)}, allow_nan=False) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as journal:
+                    journal.write(json.dumps({"row": asdict(row), "stamp": _stamp(file)}, allow_nan=False) + "\n")
+            except OSError as error:
+                raise cannot_write(self.path, error) from error
 
     def remove(self) -> None:
         if self.path is not None:
@@ -393,6 +396,6 @@ def _stamp(file: Path) -> list[int]:
 
 def _json_or_none(line: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
+        return parse_json(line)
+    except ValueError:
         return None

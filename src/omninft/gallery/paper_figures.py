@@ -26,6 +26,7 @@ from omninft.evaluation.leaderboard import (
 )
 from omninft.evaluation.paired import GROUP_TITLES, Estimate, Measure, PairedRow, PairedTable
 from omninft.evaluation.results import RESULT_FILE, Metric
+from omninft.files import write_text
 from omninft.gallery import plots
 from omninft.gallery.curves import thin
 from omninft.gallery.plots import BarPanel, Curve, CurvePanel, Dot
@@ -84,7 +85,6 @@ def write_figures(sources: Sequence[Path], output: Path, base: str | None = None
             f"nothing to draw in {', '.join(map(str, sources))}: expected two results of one protocol at least, or a "
             "run with evaluations"
         )
-    output.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     captions = ["# Captions", ""]
     with plots.styled():
@@ -94,7 +94,7 @@ def write_figures(sources: Sequence[Path], output: Path, base: str | None = None
             captions += [f"## {drawing.stem}", "", f"![{drawing.stem}]({files[0].name})", "", drawing.caption, ""]
             captions += [f"Files: `{files[0].name}`, `{files[1].name}`. Numbers: {drawing.source}.", ""]
     path = output / CAPTIONS_FILE
-    path.write_text("\n".join(captions), encoding="utf-8")
+    write_text(path, "\n".join(captions))
     return [*written, path]
 
 

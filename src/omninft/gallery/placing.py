@@ -14,7 +14,7 @@ import soxr
 from av.error import FFmpegError
 
 from omninft.clips.media import AAC_SAMPLE_RATES, read_wav, sidecar_of, write_clip
-from omninft.files import replacing
+from omninft.files import replacing, write_atomically
 from omninft.gallery.players import Place
 from omninft.gallery.posters import data_uri, poster
 from omninft.gallery.run_folder import ClipRecord
@@ -76,8 +76,7 @@ class ClipFolder:
         if self.embed:
             return self._embedded(target, still)
         picture = self.root / POSTERS / f"{token}.jpg"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.write_bytes(still)
+        write_atomically(picture, lambda temporary: temporary.write_bytes(still))
         return Place(f"{CLIPS}/{target.name}", f"{POSTERS}/{picture.name}")
 
     def _embedded(self, target: Path, still: bytes) -> Place:

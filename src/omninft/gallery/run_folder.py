@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from omninft.clips.listing import LISTING, ListedClip, read_listing
 from omninft.evaluation.paired import PairedTable
-from omninft.files import read_json_lines
+from omninft.files import parse_yaml, read_json_lines, read_text
+from omninft.prompts.prompt_file import shortened
 from omninft.types import OmniNFTError, Prompt
 
 
@@ -86,11 +85,7 @@ def read_run_folder(run_dir: str | Path) -> RunFolder:
         raise OmniNFTError(f"{path}: no such run folder")
     problems: list[str] = []
     config, config_text = _read_config(path / "config.yaml", problems)
-    try:
-        metrics = read_json_lines(path / "metrics.jsonl")
-    except OmniNFTError as error:
-        metrics = []
-        problems.append(str(error))
+    metrics = _read_metrics(path / "metrics.jsonl", problems)
     clip_sets = {}
     for scores in sorted((path / "samples").glob(f"*/{LISTING}")):
         clips = _read_clips(scores, problems)
@@ -119,14 +114,53 @@ def after(iterations: int) -> str:
     return "Base" if iterations == 0 else f"After {iterations} iteration{'' if iterations == 1 else 's'}"
 
 
+def _read_metrics(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    try:
+        rows = read_json_lines(path)
+    except OmniNFTError as error:
+        problems.append(str(error))
+        return []
+    kept = [row for row in rows if _is_row(row)]
+    if len(kept) < len(rows):
+        first = next(row for row in rows if not _is_row(row))
+        odd = f"{len(rows) - len(kept)} of {len(rows)} rows"
+        problems.append(f"{path.name}: left out {odd}, which no run writes, such as {shortened(str(first))}")
+    return kept
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of metrics has the types that `runs/metrics.py` describes."""
+    kind, at = row.get("kind"), row.get("iteration")
+    if not isinstance(at, int) or isinstance(at, bool) or not 0 <= at < 2**53:
+        return False
+    if kind == "event":
+        return all(isinstance(row.get(name), str) for name in ("level", "message"))
+    if kind == "evaluation":
+        measures = row.get("measures")
+        return (
+            isinstance(row.get("split"), str)
+            and isinstance(measures, dict)
+            and all(
+                isinstance(numbers, dict) and all(map(_is_number, numbers.values())) for numbers in measures.values()
+            )
+        )
+    return all(_is_number(value) for name, value in row.items() if name not in ("kind", "iteration"))
+
+
+def _is_number(value: object) -> bool:
+    """Numbers in the range of a float, and null."""
+    return value is None or (isinstance(value, int | float) and abs(value) < 2.0**1023)
+
+
 def _read_config(path: Path, problems: list[str]) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         return {}, ""
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = ""
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problems.append(f"{path.name} is not valid YAML: {error}")
+        text = read_text(path)
+        tree = parse_yaml(text, path.name)
+    except OmniNFTError as error:
+        problems.append(str(error))
         return {}, text
     return (tree if isinstance(tree, dict) else {}), text
 
@@ -135,8 +169,8 @@ def _read_table(path: Path, problems: list[str]) -> PairedTable | None:
     if not path.is_file():
         return None
     try:
-        return PairedTable.from_json(path.read_text(encoding="utf-8"))
-    except (OmniNFTError, ValueError) as error:
+        return PairedTable.from_json(read_text(path))
+    except OmniNFTError as error:
         problems.append(f"{path.name}: {error}")
         return None
 

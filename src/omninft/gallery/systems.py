@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omninft.clips.listing import LISTING, read_listing
+from omninft.clips.listing import LISTING, clip_inside, read_listing
 from omninft.clips.workers import VIDEO_ENDINGS
 from omninft.evaluation.paired import Measure, PairedTable
 from omninft.evaluation.results import RESULT_FILE, EvaluationResult
+from omninft.files import read_text
 from omninft.gallery.run_folder import ClipRecord, clip_record, read_run_folder, shown_sets
 from omninft.types import OmniNFTError, Prompt
 
@@ -136,7 +137,7 @@ def _evaluated(name: str, folder: Path) -> System:
         sample = seen[clip.prompt_id] = seen.get(clip.prompt_id, -1) + 1
         records.append(
             ClipRecord(
-                path=base / clip.file,
+                path=clip_inside(base, clip.file, f"{folder / RESULT_FILE}: clip {clip.index}"),
                 prompt=Prompt(clip.prompt_id, "", "", clip.prompt),
                 sample=sample,
                 scores={n: float(v) for n, v in clip.scores.items() if v is not None},
@@ -181,8 +182,8 @@ def _run_measures(folders: Iterable[Path]) -> dict[str, Measure]:
     """Directions and units from a run's final table, where there is one."""
     for folder in folders:
         try:
-            table = PairedTable.from_json((folder / "evaluation.json").read_text(encoding="utf-8"))
-        except (OSError, OmniNFTError, ValueError):
+            table = PairedTable.from_json(read_text(folder / "evaluation.json"))
+        except OmniNFTError:
             continue
         return {row.measure.name: row.measure for row in table.rows}
     return {}

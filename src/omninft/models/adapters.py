@@ -7,6 +7,7 @@ state. PEFT's own switches are avoided on purpose: `set_adapter("old")` makes *o
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from omninft.config import LoraConfig
 from omninft.models.protocol import AdapterName, TrainedName
+from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError
 
 ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
@@ -95,6 +97,7 @@ class AdapterSet:
     ) -> None:
         self.transformer = transformer
         self.config = config
+        _require_targets(transformer, config)
         peft = peft_config(config)
         peft._register_custom_module({nn.Linear: AdaptedLinear})
         # The draw of A is keyed by the run's seed and leaves torch's own generator as it was.
@@ -181,6 +184,19 @@ class AdapterSet:
     def _forget_merged(self) -> None:
         for layer in self.layers:
             layer.merged_old = None
+
+
+def _require_targets(transformer: nn.Module, config: LoraConfig) -> None:
+    """PEFT passes over a target that names nothing as long as another one does."""
+    linears = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [t for t in config.targets or () if not any(f".{name}".endswith(f".{t}") for name in linears)]
+    if unknown:
+        there = sorted({re.sub(r"^transformer_blocks\.\d+\.", "", name) for name in linears})
+        hint = did_you_mean(unknown[0], there)
+        raise OmniNFTError(
+            f"model.lora.targets: found {unknown[0]!r:.100}, which names no linear layer of the model{hint}; "
+            f"there are {', '.join(there)}"
+        )
 
 
 def peft_config(config: LoraConfig) -> PeftLoraConfig:

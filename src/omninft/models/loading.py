@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,9 +9,11 @@ from pathlib import Path
 import torch
 from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 from diffusers.utils import logging as diffusers_logging
+from pydantic import TypeAdapter
 from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
+from omninft.files import first_problem, read_json
 from omninft.models.offload import staying_on_the_host
 from omninft.models.quantise import quantise_base
 from omninft.types import OmniNFTError
@@ -38,7 +39,13 @@ LTX2_CLIP = ClipDefaults(121, 512, 768, 24.0)
 def read_clip_defaults(path: str) -> ClipDefaults:
     """The clip size that a model folder names in clip_defaults.json, else LTX-2's."""
     file = Path(model_path(path)) / CLIP_FILE
-    return ClipDefaults(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else LTX2_CLIP
+    if not file.exists():
+        return LTX2_CLIP
+    tree = read_json(file, "not the sizes of a model's clips: ")
+    try:
+        return TypeAdapter(ClipDefaults).validate_python(tree)
+    except ValueError as error:
+        raise OmniNFTError(f"{file}: not the sizes of a model's clips ({first_problem(error)})") from error
 
 
 def model_path(path: str) -> str:
@@ -58,7 +65,10 @@ def resolve_device(device: str) -> torch.device:
     """The device that "auto" or a name stands for."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise OmniNFTError(f"model.device is {device!r}, expected auto, cpu, cuda or cuda:0 and the like") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise OmniNFTError(f"model.device is {device!r}, but torch sees no CUDA device; use auto or cpu")
     return chosen
@@ -91,9 +101,12 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
                 path, subfolder=config.transformer, revision=config.revision, dtype=dtype
             )
         pipeline = LTX2Pipeline.from_pretrained(path, revision=config.revision, dtype=dtype, **parts)
-    except (OSError, ValueError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged folder ends in whatever the part that reads it raises
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.500}"
         raise OmniNFTError(
-            f"no LTX-2 pipeline could be loaded from {config.path!r} ({error}); expected 'tiny', a folder that "
+            f"no LTX-2 pipeline could be loaded from {config.path!r} ({why}); expected 'tiny', a folder that "
             "LTX2Pipeline.save_pretrained wrote, or a hub id that is in the local cache or can be fetched"
         ) from error
     for module in pipeline.components.values():

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from omninft.config import Frozen, SamplingConfig
+from omninft.config import Factor, Frozen, PositiveFactor, SamplingConfig
 from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
 from omninft.rollout.solvers import sde_step, step_log_prob
 from omninft.types import Latents, Needs, OmniNFTError, Rollout
@@ -65,13 +65,13 @@ class FlowGRPOOptions(ObjectiveOptions):
 
     kind: Literal["flow_grpo"] = "flow_grpo"
     """Flow-GRPO's loss."""
-    noise_level: Annotated[float, Field(gt=0)] = 0.7
+    noise_level: Annotated[float, Field(gt=0, le=1000)] = 0.7
     """How much each step of the sampler draws, a."""
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Of a ratio of mean densities, e."""
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
+    advantage_clip: PositiveFactor = 5.0
     """Largest absolute advantage."""
-    reference_weight: Annotated[float, Field(ge=0)] = 0.0
+    reference_weight: Factor = 0.0
     """Weight of the divergence from the model without adapter."""
     steps: StepsOptions = StepsOptions()
     """The trained steps."""

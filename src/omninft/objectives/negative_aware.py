@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from omninft.config import Frozen, Positive
+from omninft.config import Factor, Frozen, Positive, PositiveFactor
 from omninft.noise import Purpose, keyed_normal, noise_seed
 from omninft.objectives.protocol import BranchLoss, LossWeights, ObjectiveContext, ObjectiveOptions, Predict, Round
 from omninft.types import Latents, Needs, Rollout
@@ -71,13 +71,13 @@ class NegativeAwareOptions(ObjectiveOptions):
 
     kind: Literal["negative_aware"] = "negative_aware"
     """DiffusionNFT's loss."""
-    beta: Annotated[float, Field(gt=0)] = 1.0
+    beta: PositiveFactor = 1.0
     """How far the implicit policies lie from the old one."""
-    advantage_clip: Annotated[float, Field(gt=0)] = 5.0
+    advantage_clip: PositiveFactor = 5.0
     """The advantage at which a sample is all positive or negative."""
     detach_weight: bool = True
     """DiffusionNFT detaches the adaptive weights. OmniNFT's reference code does not: equal losses, other gradients."""
-    reference_weight: Annotated[float, Field(ge=0)] = 1e-4
+    reference_weight: Factor = 1e-4
     """Weight of the pull to the model without adapter."""
     reference_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the rounds that take the term, drawn anew in each iteration; they weigh so much more: the mean stays."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
-from omninft.config import MethodOptions, SamplingConfig
+from omninft.config import Factor, MethodOptions, SamplingConfig
 from omninft.models.protocol import AdapterName
 from omninft.types import BranchAdvantages, Geometry, Latents, Needs, Rollout, TokenWeights, _Batch
 
@@ -111,9 +111,9 @@ class Objective(Protocol):
 class ObjectiveOptions(MethodOptions):
     """Options that every objective has; `build` makes it."""
 
-    video_weight: Annotated[float, Field(ge=0)] = 1.0
+    video_weight: Factor = 1.0
     """Weight of the video branch: the trained loss is the weighted mean of the two."""
-    audio_weight: Annotated[float, Field(ge=0)] = 1.0
+    audio_weight: Factor = 1.0
     """Weight of the audio branch."""
 
     @model_validator(mode="after")

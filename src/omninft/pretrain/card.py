@@ -11,6 +11,7 @@ import torch
 from diffusers import LTX2Pipeline
 
 from omninft.config import EvaluationConfig, GuidanceConfig, ModelConfig, RewardConfig, SamplingConfig
+from omninft.files import write_text
 from omninft.models.ltx2 import LTX2Policy
 from omninft.noise import Occasion
 from omninft.pretrain import autoencoders
@@ -89,10 +90,8 @@ def write_card(
         "round trip": _means(floor.names, floor.values),
         "model": _means(model.names, model.values),
     }
-    (folder / "measured.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
-    (folder / "README.md").write_text(
-        _card(policy.pipeline, size_name, measured, floor_clips, evaluated), encoding="utf-8"
-    )
+    write_text(folder / "measured.json", json.dumps(measured, indent=1))
+    write_text(folder / "README.md", _card(policy.pipeline, size_name, measured, floor_clips, evaluated))
     return measured
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omninft.files import read_bytes
 from omninft.naming import SAFE_NAME, did_you_mean, is_safe_name
 from omninft.types import OmniNFTError, Prompt
 
@@ -39,6 +40,8 @@ REAL_FIELDS = ("path", "audio_path")  # JavisBench's own clip of the row, which 
 OWN_FIELDS = (*TEXT_FIELDS, "prompt", "text", "id", "idx", "category", "first_frame_path")
 KNOWN_FIELDS = (*OWN_FIELDS, "audio_text", *CATEGORY_FIELDS, *CLIP_FIELDS, *REAL_FIELDS)
 PROMPT_ENDINGS = (".csv", ".jsonl", ".txt")
+# No model reads more than some thousand characters, which the service of rewards takes too; known fields are 20.
+MOST_CHARACTERS, MOST_FIELDS = 10_000, 200
 # Line ends only: str.splitlines would also split at characters that may stand inside a prompt, such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -143,12 +146,9 @@ def told_once(message: str, where: Sequence[str], shown: int = 5) -> str:
 
 
 def _read_text(path: Path) -> str:
-    if not path.is_file():
+    if not path.exists():
         raise OmniNFTError(f"{path}: no such file")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise OmniNFTError(f"{path}: cannot be read ({error.strerror})") from error
+    content = read_bytes(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -161,11 +161,13 @@ def _read_text(path: Path) -> str:
 
 def _jsonl_rows(path: Path, text: str, notes: _Notes) -> Iterator[_Row]:
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise OmniNFTError(f"{path}:{number}: {key}: found twice in one row, expected once")
-        return dict(pairs)
+        _require_few(path, number, len(pairs))
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise OmniNFTError(f"{path}:{number}: {shortened(key)}: found twice in one row, expected once")
+            found[key] = value
+        return found
 
     for number, line in enumerate(_LINE_END.split(text), start=1):
         if not line.strip():
@@ -202,6 +204,7 @@ def _csv_rows(path: Path, text: str, notes: _Notes) -> Iterator[_Row]:
                 continue
             if not header:
                 header = [cell.strip() for cell in cells]
+                _require_few(path, begin, len(header))
                 foreign = _foreign(path, begin, header)
                 for key in foreign:
                     notes.add(_FOREIGN.format(key), f"line {begin}")
@@ -239,9 +242,14 @@ def _foreign(path: Path, line: int, keys: Sequence[str]) -> list[str]:
     unknown = [key for key in keys if key not in KNOWN_FIELDS]
     if not set(keys) & set(CATEGORY_FIELDS):
         for key in unknown:
-            hint = did_you_mean(key, KNOWN_FIELDS) or f"; expected some of {', '.join(OWN_FIELDS)}"
-            raise OmniNFTError(f"{path}:{line}: {key}: unknown field{hint}")
+            hint = did_you_mean(shortened(key), KNOWN_FIELDS) or f"; expected some of {', '.join(OWN_FIELDS)}"
+            raise OmniNFTError(f"{path}:{line}: {shortened(key)}: unknown field{hint}")
     return unknown
+
+
+def _require_few(path: Path, line: int, fields: int) -> None:
+    if fields > MOST_FIELDS:
+        raise OmniNFTError(f"{path}:{line}: found {fields} fields in one row, expected at most {MOST_FIELDS}")
 
 
 def _require_columns(path: Path, line: int, header: list[str]) -> None:
@@ -329,8 +337,13 @@ def _first_frame(path: Path, row: _Row) -> tuple[str | None, str | None]:
         found = type(value).__name__
         raise OmniNFTError(f"{path}:{row.line}: first_frame_path: found a {found}, expected a path")
     frame = path.parent / value
-    if not frame.is_file():
-        raise OmniNFTError(f"{path}:{row.line}: first_frame_path: found {value!r}, but there is no file {frame}")
+    try:
+        there = frame.is_file()
+    except OSError:  # a name too long for any file
+        there = False
+    if not there:
+        found, place = shortened(value), shortened(str(frame), 300)
+        raise OmniNFTError(f"{path}:{row.line}: first_frame_path: found {found!r}, but there is no file {place}")
     return value, str(frame)
 
 
@@ -345,21 +358,31 @@ def _javis_categories(path: Path, row: _Row) -> list[str]:
         value = row.values.get(name, "")
         text = str(value).strip().strip("[]() ")
         parts = [part.strip() for part in text.split(",")] if text else []
-        if not all(part.isdecimal() for part in parts):
-            raise OmniNFTError(f"{path}:{row.line}: {name}: found {value!r}, expected numbers such as 0,2")
+        if not all(part.isdecimal() and len(part) < 10 for part in parts):
+            raise OmniNFTError(
+                f"{path}:{row.line}: {name}: found {shortened(repr(value))}, expected numbers such as 0,2"
+            )
         labels += [f"{dimension}/{int(part)}" for part in dict.fromkeys(parts)]
     return labels
 
 
 def _text(path: Path, line: int, name: str, value: object) -> str:
     if not isinstance(value, str):
-        raise OmniNFTError(f"{path}:{line}: {name}: found {value!r} ({type(value).__name__}), expected text")
+        found = shortened(repr(value))
+        raise OmniNFTError(f"{path}:{line}: {name}: found {found} ({type(value).__name__}), expected text")
+    if len(value) > MOST_CHARACTERS:
+        found = f"{len(value)} characters, {shortened(value)!r}"
+        raise OmniNFTError(f"{path}:{line}: {name}: found {found}, expected at most {MOST_CHARACTERS}")
+    if "\0" in value:
+        raise OmniNFTError(f"{path}:{line}: {name}: found a zero byte in {shortened(value)!r}, expected text")
     text = unicodedata.normalize("NFC", value).strip()
     if not text:
         raise OmniNFTError(f"{path}:{line}: {name}: found {value!r}, expected a text that is not empty")
     if any(0xD800 <= ord(c) <= 0xDFFF for c in text):
         # JSON can spell half a surrogate pair; no tokeniser and no file can hold it.
-        raise OmniNFTError(f"{path}:{line}: {name}: found half of a surrogate pair in {text!r}, expected valid Unicode")
+        raise OmniNFTError(
+            f"{path}:{line}: {name}: found half of a surrogate pair in {shortened(text)!r}, expected valid Unicode"
+        )
     return text
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import yaml
-
 from omninft.config import RewardConfig
+from omninft.files import parse_yaml
 from omninft.naming import did_you_mean
 from omninft.rewards.registry import reward_names
 from omninft.types import OmniNFTError
@@ -55,8 +54,5 @@ def options_by_name(names: Sequence[str], options: Sequence[str]) -> dict[str, d
         if reward not in values:
             hint = did_you_mean(reward, names)
             raise OmniNFTError(f"option {option!r}: {reward!r} is not among the rewards {', '.join(names)}{hint}")
-        try:
-            values[reward][key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise OmniNFTError(f"option {option!r}: {value!r} is not YAML ({error})") from error
+        values[reward][key] = parse_yaml(value, f"option {option!r:.200}: the value")
     return values

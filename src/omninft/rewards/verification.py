@@ -19,6 +19,7 @@ import torch
 from omninft.clips.listing import LISTING, ListedClip, read_listing, write_listing
 from omninft.clips.media import read_clip, write_clip, write_wav
 from omninft.config import RewardConfig
+from omninft.files import read_json, write_text
 from omninft.rewards.registry import WeighedReward, build_reward
 from omninft.scorers.weights import JudgingModel, file_sha256, weights_folder
 from omninft.types import Clip, Finding, OmniNFTError
@@ -81,8 +82,7 @@ def verify(config: RewardConfig, clips: list[Clip], official: Path | None = None
     yield _checked("order", lambda: _unchanged("in reverse", singles, _scores(reward, clips[::-1])[::-1], same))
     compared = _checked("official", lambda: _compare(reward, singles, clips, official))
     if compared.ok and reward.model is not None and not reward.model.verified:
-        _marker(reward.name).parent.mkdir(parents=True, exist_ok=True)
-        _marker(reward.name).write_text(json.dumps({"reward": reward.name, "found": compared.text}), encoding="utf-8")
+        write_text(_marker(reward.name), json.dumps({"reward": reward.name, "found": compared.text}))
     yield compared
 
 
@@ -143,9 +143,14 @@ def _compare(reward: WeighedReward, ours: np.ndarray, clips: list[Clip], officia
             )
         tree = json.loads(shipped.read_text(encoding="utf-8"))
     else:
-        tree = json.loads(official.read_text(encoding="utf-8"))
-    rows = {Path(row["file"]).stem: row["scores"] for row in tree["clips"]}
-    tolerance = float(tree.get("tolerance", TOLERANCE))
+        tree = read_json(official, "no official scores: ")
+    try:
+        rows = {Path(row["file"]).stem: dict(row["scores"]) for row in tree["clips"]}
+        tolerance = float(tree.get("tolerance", TOLERANCE))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise OmniNFTError(
+            f'{official}: no official scores ({error!r}); expected {{"clips": [{{"file": ..., "scores": ...}}]}}'
+        ) from error
     names = [c.name for c in reward.components]
     lacking = [c.prompt.id for c in clips if c.prompt.id not in rows or set(names) - set(rows[c.prompt.id])]
     if lacking:

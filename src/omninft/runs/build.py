@@ -22,6 +22,7 @@ from omninft.export.lora import export_lora
 from omninft.learning.update import PolicyUpdate
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.protocol import JointPolicy
+from omninft.naming import SAFE_NAME, is_safe_name
 from omninft.noise import Occasion
 from omninft.objectives.protocol import Objective, ObjectiveContext, ObjectiveOptions
 from omninft.prompts.prompt_set import PromptSet, require_disjoint
@@ -264,6 +265,10 @@ def new_run_folder(config: Config) -> Path:
                 "or choose another run.name"
             )
         return folder
+    if not is_safe_name(config.recipe):
+        raise OmniNFTError(
+            f"the recipe's name {config.recipe!r:.120} cannot name the run's folder: expected {SAFE_NAME}; set run.name"
+        )
     folder, number = parent / config.recipe, 1
     while folder.exists():  # an empty one may be another run's, which made it a moment ago
         number += 1

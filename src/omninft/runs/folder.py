@@ -174,10 +174,13 @@ class RunFolder:
 
     def _restore(self, path: Path) -> Progress:
         saved = self.store.load(path, self.config.fingerprint())
-        for name, part in self.parts.items():
-            part.load_state(saved.tensors.get(name, {}), saved.state["parts"][name])
-        self._whole_at = saved.state["iteration"]
-        return Progress(saved.state["iteration"], saved.state["elapsed"])
+        try:
+            for name, part in self.parts.items():
+                part.load_state(saved.tensors.get(name, {}), saved.state["parts"][name])
+            self._whole_at = saved.state["iteration"]
+            return Progress(saved.state["iteration"], saved.state["elapsed"])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise OmniNFTError(f"{path}: not the state of such a run ({type(error).__name__}: {error})") from error
 
     def _begin(self, resume: bool, progress: Progress) -> None:
         """The first writes, once nothing can refuse the run any more."""

@@ -17,6 +17,7 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TextIO
@@ -126,7 +127,8 @@ class MetricsLog:
         return len(rows) - len(kept)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a row that `_append` could not write, and has told of
+            self._file.close()
         for sink in self._sinks:
             sink.close()
 

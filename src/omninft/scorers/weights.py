@@ -118,6 +118,8 @@ def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         OmniNFTError: another checksum than `sha256`; a file that is damaged, needs full unpickling, or holds no
             state dict.
     """
+    if not path.is_file():
+        raise OmniNFTError(f"{path}: cannot be read: no such file")
     if sha256 is not None or path.suffix != ".safetensors":
         found = file_sha256(path)
         if sha256 is not None and found != sha256:
@@ -131,9 +133,13 @@ def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         # Files of before torch 1.6 are no archives and cannot be mapped.
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise OmniNFTError(f"{path}: needs full unpickling, which could run code, and is refused ({error})") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise OmniNFTError(f"{path}: not a file of torch.save, or damaged ({error})") from error
+        why = " ".join(str(error).split())[:300]
+        raise OmniNFTError(f"{path}: needs full unpickling, which could run code, and is refused ({why})") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the unpickler of a damaged file ends in whatever its instructions raise
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        raise OmniNFTError(f"{path}: not a file of torch.save, or damaged ({why})") from error
     state = _unwrapped(tree, path)
     try:
         with replacing(converted) as temporary:
