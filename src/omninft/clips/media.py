@@ -137,7 +137,7 @@ def read_clip(
         # Names and tags inside a file may be in any encoding; none of them is read.
         with av.open(str(path), options=budget.pixel_limit, metadata_errors="replace") as container:
             decoded = _decode(path, container, budget)
-    except (FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (FFmpegError, OSError, ValueError) as error:
         raise OmniNFTError(f"{path}: not a video, or truncated or damaged ({error})") from error
     if not decoded.frames:
         raise OmniNFTError(f"{path}: the video stream has no frames")
