@@ -147,7 +147,7 @@ def test_every_key_has_a_meaning_and_can_be_set() -> None:
     assert [key.name for key in keys if not key.meaning.endswith(".")] == []
     by_name = {key.name: key for key in keys}
     rate = by_name["optimiser.learning_rate"]
-    assert (rate.type, rate.default) == ("number > 0", "3e-05")
+    assert (rate.type, rate.default) == ("number > 0, <= 1", "3e-05")
     assert by_name["run.name"].type == "text | null"
     assert by_name["credit.layers.temperature"].kinds == ("arr",)
     assert by_name["credit.std"].kinds == ()

@@ -183,9 +183,10 @@ def totals(
 
 
 def _prompts_by_file(path: Path) -> dict[str, str]:
-    tree = read_json(path, "no prompts by file name: ")
+    expected = 'no prompts by file name, as {"clip.mp4": "prompt"}: '
+    tree = read_json(path, expected)
     if not isinstance(tree, dict):
-        raise OmniNFTError(f'{path}: no prompts by file name: found {tree!r:.60}, expected {{"clip.mp4": "prompt"}}')
+        raise OmniNFTError(f"{path}: {expected}found {tree!r:.60}")
     return {str(name): str(text) for name, text in tree.items()}
 
 
