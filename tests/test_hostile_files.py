@@ -28,10 +28,10 @@ from omninft.clips.journal import Journal
 from omninft.clips.listing import ListedClip, read_listing, write_listing
 from omninft.clips.media import read_clip, read_wav, write_clip, write_png, write_wav
 from omninft.config import ModelConfig, load_config
-from omninft.evaluation.settings import read_settings
 from omninft.evaluation.held_out import EvaluationScores, load_scores, save_scores
 from omninft.evaluation.paired import Measure, compare_paired
 from omninft.evaluation.results import EvaluationResult, Metric, MetricResult, Protocol
+from omninft.evaluation.settings import read_settings
 from omninft.evaluation.vbench_results import read_official
 from omninft.evaluation.vbench_suite import read_mapping, read_suite
 from omninft.export.lora import METADATA_KEY, read_lora
