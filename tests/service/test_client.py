@@ -343,6 +343,15 @@ def test_a_refused_batch_is_halved_down_to_the_culprit(fake: Fake, code: int) ->
     assert sorted(fake.sizes) == [1, 1, 2, 2, 4]
 
 
+def test_a_service_without_memory_is_asked_for_less_and_then_ends_the_work(fake: Fake) -> None:
+    fake.always = lambda handler, reply: (status(507) if len(reply["clips"]) > 1 else well)(handler, reply)
+    clips = [clip(n) for n in range(4)]
+    np.testing.assert_array_equal(remote(fake).score(clips).values, values(clips))
+    fake.always = status(507)
+    with pytest.raises(MemoryError, match="HTTP 507: for test 507"):
+        remote(fake).score(clips[:1])
+
+
 def test_clips_that_no_request_may_hold_are_not_sent(fake: Fake) -> None:
     bad = dataclasses.replace(clip(1), waveform=np.full((1, 10), np.nan, np.float32))
     surrogate = dataclasses.replace(clip(2), prompt=Prompt("p", "\ud800", "", ""))

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -322,6 +323,18 @@ def test_late_work_is_answered_504_and_its_answer_kept() -> None:
     run(work())
 
 
+def test_a_judge_without_memory_is_told_as_that() -> None:
+    async def work() -> None:
+        service = Service()
+        with patch.object(service.reward, "score", side_effect=MemoryError("no 3 GB left")):
+            answer = await service.post()
+        assert answer.status_code == 507
+        assert "reward held ran out of memory on a batch of 2 clips (no 3 GB left)" in answer.json()["error"]
+        assert (await service.post()).status_code == 200
+
+    run(work())
+
+
 def test_work_that_nobody_waits_for_any_more_is_not_begun() -> None:
     async def work() -> None:
         service = Service()
@@ -478,7 +491,7 @@ def test_the_service_does_what_its_description_says(address: str, case: schemath
 def test_the_description_tells_of_body_errors_and_token() -> None:
     operation = SCHEMA.raw_schema["paths"]["/v1/score"]["post"]
     assert operation["requestBody"]["content"][CONTENT_TYPE]["schema"]["format"] == "binary"
-    assert set(operation["responses"]) == {"200", *map(str, (400, 401, 408, 409, 413, 415, 422, 429, 503, 504))}
+    assert set(operation["responses"]) == {"200", *map(str, (400, 401, 408, 409, 413, 415, 422, 429, 503, 504, 507))}
     assert all("Retry-After" in operation["responses"][s]["headers"] for s in ("429", "503", "504"))
     assert operation["security"] == [{"HTTPBearer": []}]
     assert sorted(SCHEMA.raw_schema["paths"]) == ["/health", "/metrics", "/ready", "/v1/rewards", "/v1/score"]

@@ -48,7 +48,8 @@ _PIECE = 1 << 20  # bytes of a body sent at a time
 _REPLY_BYTES = 64 << 20
 _BUSY = (429, 503)
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
-_TOO_MUCH = (413, 422)  # said of a whole batch for what one clip may have
+_NO_MEMORY = 507
+_TOO_MUCH = (413, 422, _NO_MEMORY)  # said of a whole batch for what one clip may have
 # A peer that vanished without a word is noticed by the system: idle 20 s, then 3 probes 5 s apart.
 _KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
     (socket.IPPROTO_TCP, getattr(socket, name), seconds)
@@ -120,7 +121,11 @@ class ServiceClient:
         return _run(self._describe())
 
     def score(self, clips: Sequence[Clip], components: tuple[Component, ...], limits: Limits) -> ScoreTable:
-        """[len(clips), len(components)]; never raises for what the network or the service did."""
+        """[len(clips), len(components)]; missing where network or service failed.
+
+        Raises:
+            MemoryError: a judge of the service ran out of memory on one clip.
+        """
         return _run(self._score(list(clips), components, limits))
 
     def _http(self) -> httpx.AsyncClient:
@@ -176,11 +181,15 @@ class ServiceClient:
             except (_Refused, OmniNFTError) as error:
                 if len(batch.clips) > 1 and (isinstance(error, OmniNFTError) or error.status in _TOO_MUCH):
                     await asyncio.gather(*(deliver(http, half) for half in batch.halves()))
+                elif isinstance(error, _Refused) and error.status == _NO_MEMORY:
+                    raise MemoryError(f"{self.url}: {error}") from error  # the next clip would fare no better
                 else:
                     reasons.update(dict.fromkeys(batch.places, f"{self.url}: {error}"))
             except _Failed as error:
                 why = f"{self.url}: {error} (gave up after {self.retries + 1} tries)"
                 reasons.update(dict.fromkeys(batch.places, why))
+            except MemoryError:
+                raise
             except Exception as error:  # noqa: BLE001 - one request must not cost the others their scores
                 _LOG.exception("request to %s failed", self.url)
                 reasons.update(dict.fromkeys(batch.places, f"{self.url}: {type(error).__name__}: {error}"))

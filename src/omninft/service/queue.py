@@ -149,7 +149,8 @@ class ScoringQueue:
 
         Raises:
             RequestRefused: 409 the id was used with another body, 422 no valid message, 429 full, 503 shutting down,
-                504 not done within `timeout` seconds (the work goes on, and its answer is kept).
+                504 not done within `timeout` seconds (the work goes on, and its answer is kept), 507 a judge ran out of
+                memory.
         """
         expires = time.monotonic() + timeout
         answer = self._known(request_id, upload.digest)
@@ -232,7 +233,10 @@ class ScoringQueue:
                 decoded = await loop.run_in_executor(self._decoder, _decode_all, clips, self.limits.bytes)
                 ready = time.monotonic()
                 good = [clip for clip in decoded if isinstance(clip, Clip)]
-                table = await asyncio.wrap_future(self.runner.submit(good))
+                try:
+                    table = await asyncio.wrap_future(self.runner.submit(good))
+                except OmniNFTError as error:  # a judge ran out of memory
+                    raise RequestRefused(507, str(error)) from error
                 seconds = Timings(wait=turn - start, decode=ready - turn, score=time.monotonic() - ready)
         finally:
             self.clips -= len(clips)

@@ -63,6 +63,7 @@ _ERRORS: dict[int, str] = {
     429: "The queue is full; come again after `Retry-After` seconds.",
     503: "The service is shutting down.",
     504: "Not scored in time; asked again with the same id, the work is not begun anew.",
+    507: "A judge ran out of memory on these clips.",
 }
 _BUSY = (429, 503, 504)
 
@@ -94,7 +95,7 @@ def create_app(queue: ScoringQueue, token: str | None = None, timeout: float = 6
         "/v1/score",
         summary="Score clips",
         response_model=ScoreReply,
-        responses=_error_replies(400, 401, 408, 409, 413, 415, 422, 429, 503, 504),
+        responses=_error_replies(400, 401, 408, 409, 413, 415, 422, 429, 503, 504, 507),
         openapi_extra={"requestBody": {"required": True, "content": {CONTENT_TYPE: _BINARY}}},
         **guarded,
     )
