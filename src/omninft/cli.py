@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from omninft import __version__
 from omninft.commands import clips, judging, recipes, tables, training, vbench
-from omninft.config import recipe_names
+from omninft.recipes import recipe_names
 from omninft.types import OmniNFTError
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def omninft(
     """Post-train joint audio-video diffusion models with online reinforcement learning (OmniNFT)."""
 
 
-RECIPES = f"Recipes: {', '.join(recipe_names())}."
+RECIPES = f"Recipes: {', '.join(recipe_names())}. Parts are joined by +, e.g. ltx2.3+24gb; `omninft config recipes` says which."
 
 app.command(epilog=f"{RECIPES} Ctrl-C saves; --resume goes on.")(training.train)
 app.command(epilog=RECIPES)(training.check)

@@ -264,10 +264,11 @@ def new_run_folder(config: Config) -> Path:
                 "or choose another run.name"
             )
         return folder
-    folder, number = parent / config.recipe, 1
+    name = config.recipe.replace("+", "-")  # as names of files are
+    folder, number = parent / name, 1
     while folder.exists():  # an empty one may be another run's, which made it a moment ago
         number += 1
-        folder = parent / f"{config.recipe}-{number}"
+        folder = parent / f"{name}-{number}"
     return folder
 
 
