@@ -91,7 +91,10 @@ class ModelConfig(Frozen):
 
 
 class PromptsConfig(Frozen):
-    """Prompt sets: a JSONL, CSV or TXT file, or "world:train" / "world:dev" / "world:test" of the bundled world."""
+    """Prompt sets: a JSONL, CSV or TXT file, or "world:train" / "world:dev" / "world:test" of the bundled world.
+
+    For real models there are "starter:train", "starter:dev" and "starter:test".
+    """
 
     train: str = "world:train"
     """Prompts to train on."""
