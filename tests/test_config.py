@@ -18,6 +18,7 @@ from omninft.credit.combine import CombineOptions
 from omninft.credit.surgery import REFERENCE_SCHEDULE_48
 from omninft.objectives.negative_aware import NegativeAwareOptions
 from omninft.objectives.protocol import ObjectiveOptions
+from omninft.recipes import read_file
 from omninft.rewards.registry import build_reward
 from omninft.types import OmniNFTError
 
@@ -25,7 +26,8 @@ from omninft.types import OmniNFTError
 def test_every_shipped_recipe_loads() -> None:
     assert {"omninft", "gdpo", "diffusion_nft", "placebo", "paper"} <= set(recipe_names())
     for name in recipe_names():
-        assert load_config(name).recipe == name
+        whole = f"ltx2+{name}" if read_file(name).kind == "machine" else name
+        assert load_config(whole).recipe == whole
 
 
 def test_defaults_are_the_papers() -> None:

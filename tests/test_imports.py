@@ -9,7 +9,7 @@ import omninft
 
 ROOT = Path(omninft.__file__).parent
 
-GROUND = ("types", "noise", "naming", "config", "files", "distributed", "clips", "worlds")
+GROUND = ("types", "noise", "naming", "config", "recipes", "hub", "files", "distributed", "clips", "worlds")
 PROTOCOLS = ("models.protocol", "credit.protocol", "objectives.protocol")
 # Formulas that two stages must compute alike: how a step is drawn, and how likely it was.
 SHARED = ("rollout.solvers",)

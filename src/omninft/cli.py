@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from omninft import __version__
 from omninft.commands import clips, judging, recipes, tables, training, vbench
-from omninft.config import recipe_names
+from omninft.commands import fetch as fetching
+from omninft.recipes import recipe_names
 from omninft.types import OmniNFTError
 
 app = typer.Typer(
@@ -41,10 +42,11 @@ def omninft(
     """Post-train joint audio-video diffusion models with online reinforcement learning (OmniNFT)."""
 
 
-RECIPES = f"Recipes: {', '.join(recipe_names())}."
+RECIPES = f"Recipes: {', '.join(recipe_names())}. Parts go together, as ltx2.3+24gb (`omninft config recipes`)."
 
 app.command(epilog=f"{RECIPES} Ctrl-C saves; --resume goes on.")(training.train)
 app.command(epilog=RECIPES)(training.check)
+app.command(epilog=RECIPES)(fetching.fetch)
 app.command()(training.report)
 app.command()(clips.sample)
 app.command()(clips.score)

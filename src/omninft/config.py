@@ -16,8 +16,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -31,8 +29,10 @@ from pydantic import (
     model_validator,
 )
 
-from omninft.files import parse_yaml, read_text
+from omninft.files import parse_yaml
 from omninft.naming import SAFE_NAME, did_you_mean, is_safe_name
+from omninft.recipes import read_recipe
+from omninft.recipes import recipe_names as recipe_names  # a name of this module for those who load recipes
 from omninft.types import OmniNFTError, Route
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -111,7 +111,10 @@ class ModelConfig(Frozen):
 
 
 class PromptsConfig(Frozen):
-    """Prompt sets: a JSONL, CSV or TXT file, or "world:train" / "world:dev" / "world:test" of the bundled world."""
+    """Prompt sets: a JSONL, CSV or TXT file, or "world:train" / "world:dev" / "world:test" of the bundled world.
+
+    For real models there are "starter:train", "starter:dev" and "starter:test".
+    """
 
     train: str = "world:train"
     """Prompts to train on."""
@@ -489,21 +492,20 @@ def _config_class(credit: type[MethodOptions], objective: type[MethodOptions]) -
     return create_model("Config", __base__=Config, credit=(credit, ...), objective=(objective, ...))
 
 
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted(p.name[:-5] for p in resources.files("omninft.recipes").iterdir() if p.name.endswith(".yaml"))
-
-
 def load_config(recipe: str, overrides: list[str] | None = None) -> Config:
-    """A recipe by shipped name or YAML path, with dotted `key=value` overrides on top.
+    """A recipe by shipped name or YAML path, or several joined by +, with dotted `key=value` overrides on top.
 
     A recipe may start from another by `base: name`; its own keys then replace the base's, mapping by mapping.
 
     Raises:
-        OmniNFTError: unknown recipe, malformed YAML, unknown key (with the nearest one), or a value out of range.
+        OmniNFTError: unknown recipe, malformed YAML, parts that do not go together, unknown key (with the nearest one),
+            or a value out of range.
     """
-    tree = _read_recipe(recipe, seen=())
-    tree.setdefault("recipe", Path(recipe).stem)
+    name, layers = read_recipe(recipe)
+    tree: dict[str, Any] = {}
+    for layer in layers:
+        tree = _merge(tree, layer)
+    tree.setdefault("recipe", name)
     for override in overrides or []:
         tree = _merge(tree, _parse_override(override))
     return build_config(tree, where=f"recipe {recipe}")
@@ -525,30 +527,6 @@ def override_config(config: Config, overrides: Sequence[str] | Mapping[str, Any]
     for part in parts:
         tree = _merge(tree, part)
     return build_config(tree, where="overrides")
-
-
-def _read_recipe(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if recipe in seen:
-        raise OmniNFTError(f"recipes start from one another in a circle: {' -> '.join([*seen, recipe])}")
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.exists():
-            raise OmniNFTError(f"no recipe file at {path.absolute()}")
-        text = read_text(path)
-    elif recipe in recipe_names():
-        text = (resources.files("omninft.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise OmniNFTError(
-            f"unknown recipe {recipe!r}{_nearest(recipe, recipe_names())}; "
-            f"expected a YAML file or one of: {', '.join(recipe_names())}"
-        )
-    tree = parse_yaml(text, f"recipe {recipe}") or {}
-    if not isinstance(tree, dict):
-        raise OmniNFTError(f"recipe {recipe}: found a {type(tree).__name__}, expected a mapping of keys")
-    base = tree.pop("base", None)
-    if not isinstance(base, str | None):
-        raise OmniNFTError(f"recipe {recipe}: base: found {base!r:.60}, expected a recipe's name or file")
-    return _merge(_read_recipe(base, (*seen, recipe)), tree) if base else tree
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -131,6 +131,8 @@ def test_completion_knows_recipes_rewards_and_keys(tmp_path: Path, monkeypatch: 
     (tmp_path / "mine.yaml").write_text("base: omninft\n")
     assert complete_recipe("g") == ["gdpo"]
     assert complete_recipe("mi") == ["mine.yaml"]
+    assert complete_recipe("ltx2.3+g") == ["ltx2.3+gdpo"]
+    assert complete_recipe("ltx2+m") == ["ltx2+marble", "ltx2+mine.yaml"]
     assert "run.iterations=" in complete_recipe("run.")
     assert complete_key("optimiser.learn") == ["optimiser.learning_rate="]
     assert complete_reward("world") == ["world", "world_held_out"]
@@ -170,11 +172,22 @@ def test_config_shows_keys_and_recipes() -> None:
         run("config", "keys", "run.iteratoins")
 
 
+def test_the_recipes_are_listed_with_a_line_each() -> None:
+    listed = {
+        words[0]: " ".join(words[1:]) for line in run("config", "recipes").splitlines() if (words := line.split())
+    }
+    assert set(recipe_names()) <= set(listed)
+    assert listed["1gpu"] == "machine One GPU of 80 GB for a day."
+    assert listed["gdpo"].startswith("method The paper's")
+    assert run("config", "show", "ltx2+gdpo").startswith("recipe: ltx2+gdpo\n")
+
+
 def test_the_schema_describes_recipes() -> None:
     schema = json.loads(run("config", "schema"))
     assert schema == recipe_schema()
     assert "required" not in schema
     assert "base" in schema["properties"]
+    assert schema["properties"]["part"]["enum"] == ["model", "rewards", "method", "machine"]
     rate = schema["$defs"]["OptimiserConfig"]["properties"]["learning_rate"]
     assert (rate["exclusiveMinimum"], rate["description"]) == (0, "Step size, after the warm-up.")
     for part, kinds in METHODS.items():

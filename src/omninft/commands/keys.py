@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
 from omninft.config import DEFAULT_KINDS, METHODS, Config, MethodOptions, model_in, options_class
+from omninft.recipes import PARTS
 
 _NAMES = {str: "text", int: "int", float: "number", bool: "true | false", type(None): "null", Any: "any"}
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -119,9 +120,13 @@ class OwnMethod(MethodOptions):
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON schema of a recipe file: the config, every part of it optional, and `base`."""
+    """JSON schema of a recipe file: the config, every part of it optional, `base` and `part`."""
     fields: dict[str, Any] = {
-        "base": (str, Field("", description="A shipped recipe, or a YAML file, that this one starts from."))
+        "base": (str, Field("", description="A shipped recipe, or a YAML file, that this one starts from.")),
+        "part": (
+            Literal[tuple(PARTS)],
+            Field("", description="What it is a part of; it sets keys of that kind alone."),
+        ),
     }
     for part, kinds in METHODS.items():
         classes = tuple(dict.fromkeys(options_class(part, kind) for kind in kinds))
@@ -129,7 +134,8 @@ def recipe_schema() -> dict[str, Any]:
         fields[part] = (Union[(*classes, OwnMethod)], Field(None, description=meaning))
     model: type[BaseModel] = create_model("Recipe", __base__=Config, **fields)
     schema = model.model_json_schema()
-    schema["properties"]["base"].pop("default")
+    for name in ("base", "part"):
+        schema["properties"][name].pop("default")
     for part in METHODS:
         schema["properties"][part].pop("default", None)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "OmniNFT recipe"}

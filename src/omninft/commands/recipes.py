@@ -9,7 +9,7 @@ import typer
 from omninft.commands.terminal import Overrides, RecipeArgument, chosen_config, console
 from omninft.types import OmniNFTError
 
-config_app = typer.Typer(help="Show a recipe as it is resolved, the keys there are, or their schema.")
+config_app = typer.Typer(help="Show a recipe as it is resolved, the recipes and keys there are, or their schema.")
 
 
 @config_app.command("show")
@@ -19,6 +19,23 @@ def show(recipe: RecipeArgument = "omninft", overrides: Overrides = None) -> Non
 
     tree = chosen_config(recipe, overrides).model_dump(mode="json")
     typer.echo(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config_app.command("recipes")
+def recipes() -> None:
+    """List the recipes, and the parts that are joined by +, as in ltx2.3+gdpo+24gb; a line each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from omninft.recipes import PARTS, read_file, recipe_names
+
+    found = [read_file(name) for name in recipe_names()]
+    table = Table("recipe", "part", "what it is", box=None, padding=(0, 2, 0, 0))
+    for kind in ("whole", *PARTS):
+        for recipe in found:
+            if recipe.kind == kind:
+                table.add_row(recipe.name, kind, escape(recipe.summary))
+    console.print(table)
 
 
 @config_app.command("keys")

@@ -27,11 +27,13 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Names of recipes, YAML files, and keys: what may stand in a recipe's place."""
-    from omninft.config import recipe_names
+    """Names of recipes, also of the last one of several joined by +, YAML files and keys: what may stand there."""
+    from omninft.recipes import recipe_names
 
+    named, plus, last = incomplete.rpartition("+")
     files = sorted(map(str, Path().glob("*.yaml")))
-    return [*_starting((*recipe_names(), *files), incomplete), *complete_key(incomplete)]
+    found = [f"{named}{plus}{name}" for name in _starting((*recipe_names(), *files), last)]
+    return found if plus else [*found, *complete_key(incomplete)]
 
 
 def complete_key(incomplete: str) -> list[str]:
@@ -58,7 +60,9 @@ Overrides = Annotated[
 ]
 RecipeArgument = Annotated[
     str,
-    typer.Argument(help="A shipped recipe's name (see below) or a YAML file.", autocompletion=complete_recipe),
+    typer.Argument(
+        help="A shipped recipe's name (see below), a YAML file, or several joined by +.", autocompletion=complete_recipe
+    ),
 ]
 RewardNames = Annotated[
     list[str] | None,

@@ -23,7 +23,7 @@ from omninft.naming import clip_file
 from omninft.noise import Occasion
 from omninft.prompts.prompt_file import PROMPT_ENDINGS
 from omninft.prompts.sampler import spread
-from omninft.prompts.sources import WORLD, open_prompts
+from omninft.prompts.sources import STARTER, WORLD, open_prompts
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError, Prompt, PromptGroup
@@ -128,7 +128,7 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
     Raises:
         OmniNFTError: what looks like a file and is none, or no file of prompts; an empty text.
     """
-    if source.startswith(WORLD) or _names_file(source):
+    if source.startswith((WORLD, STARTER)) or _names_file(source):
         prompts = open_prompts(source).prompts
         return [prompts[i] for i in spread(limit or len(prompts), len(prompts))]
     text = source.strip()

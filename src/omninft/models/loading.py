@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from omninft.config import ModelConfig
 from omninft.files import first_problem, read_json
+from omninft.models.files import local_pipeline
 from omninft.models.offload import staying_on_the_host
 from omninft.models.quantise import quantise_base
 from omninft.types import OmniNFTError
@@ -91,23 +92,23 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         library.disable_progress_bar()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    path = model_path(config.path)
+    path = local_pipeline(model_path(config.path), config)
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise OmniNFTError(f"{path} is no pipeline folder: expected a model_index.json of an LTX2Pipeline in it")
     try:
         parts = {}
         if config.transformer != "transformer":
             parts["transformer"] = LTX2VideoTransformer3DModel.from_pretrained(
-                path, subfolder=config.transformer, revision=config.revision, dtype=dtype
+                path, subfolder=config.transformer, dtype=dtype, local_files_only=True
             )
-        pipeline = LTX2Pipeline.from_pretrained(path, revision=config.revision, dtype=dtype, **parts)
+        pipeline = LTX2Pipeline.from_pretrained(path, dtype=dtype, local_files_only=True, **parts)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged folder ends in whatever the part that reads it raises
         why = f"{type(error).__name__}: {' '.join(str(error).split()):.500}"
         raise OmniNFTError(
             f"no LTX-2 pipeline could be loaded from {config.path!r} ({why}); expected 'tiny', a folder that "
-            "LTX2Pipeline.save_pretrained wrote, or a hub id that is in the local cache or can be fetched"
+            "LTX2Pipeline.save_pretrained wrote, or a hub id that `omninft fetch` fetched"
         ) from error
     for module in pipeline.components.values():
         if isinstance(module, torch.nn.Module):

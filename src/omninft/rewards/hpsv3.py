@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from omninft.hub import Need
 from omninft.rewards.model_reward import ModelReward, prompt_text
 from omninft.rewards.registry import ComponentSpec, Input
-from omninft.scorers.hpsv3 import MODEL, HPSv3, load_hpsv3, missing
+from omninft.scorers.hpsv3 import BASE, MODEL, TEMPLATE, HPSv3, load_hpsv3, missing
+from omninft.scorers.prompt_template import template_need
 from omninft.scorers.qwen2_vl import Example, Positions
 from omninft.scorers.views import uniform_indices
 from omninft.types import Clip, OmniNFTError
@@ -58,6 +60,10 @@ class HPSv3Reward(ModelReward[list[Example]]):
 
     def missing(self) -> str | None:
         return None if self._scorer is not None else missing(self.path, self.base, self.template)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return MODEL.need(self.path), BASE.need(self.base), template_need(TEMPLATE, self.path, self.template)
 
     def load(self) -> HPSv3:
         return load_hpsv3(self.path, self.base, self.template, self.device, self.dtype, self.positions)

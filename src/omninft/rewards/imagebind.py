@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from omninft.hub import Need
 from omninft.rewards.model_reward import ModelReward, prompt_text
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.imagebind import IMAGEBIND, ImageBindScorer, cosines, load_imagebind
@@ -61,6 +62,10 @@ class ImageBindReward(ModelReward[_Inputs]):
     def missing(self) -> str | None:
         lacking = [super().missing(), None if self._scorer is not None else CLIP_TOKENS.missing(self.tokenizer)]
         return "; ".join(why for why in lacking if why is not None) or None
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (*super().needs, CLIP_TOKENS.need(self.tokenizer))
 
     def load(self) -> ImageBindScorer:
         return load_imagebind(self.path, self.tokenizer, self.device, self.dtype, self.keep_end)

@@ -12,6 +12,7 @@ import torch
 
 from omninft.clips.workers import in_workers
 from omninft.distributed import available_cores, default_device
+from omninft.hub import Need
 from omninft.rewards.registry import ComponentSpec, Input
 from omninft.scorers.weights import JudgingModel
 from omninft.types import Clip, OmniNFTError, ScoreTable
@@ -76,6 +77,11 @@ class ModelReward(ABC, Generic[Prepared]):
         if self._scorer is not None or self.model is None:
             return None
         return self.model.missing(self.path)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The files it loads, for `omninft fetch`; none where they come with a package."""
+        return (self.model.need(self.path),) if self.model is not None and self.model.files else ()
 
     @abstractmethod
     def load(self) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import numpy as np
 
 from omninft.config import RewardConfig, import_object
+from omninft.hub import Need
 from omninft.naming import did_you_mean
 from omninft.scorers.weights import JudgingModel
 from omninft.types import ROUTES, Clip, Component, OmniNFTError, Prompt, Route, ScoreTable
@@ -150,6 +151,12 @@ class WeighedReward:
         """None when it can be used, else what is missing and what fetches it."""
         look: Callable[[], str | None] = getattr(self.reward, "missing", lambda: None)
         return look()
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The files it loads and the package does not hold, as far as it says."""
+        found: tuple[Need, ...] = getattr(self.reward, "needs", ())
+        return found if self.missing() is not None else tuple(replace(need, missing=()) for need in found)
 
     def judges(self, prompt: Prompt) -> str | None:
         """None when it can judge clips of the prompt, as far as it says, else why not."""

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from omninft.hub import Need
 from omninft.rewards.model_reward import ModelReward, prompt_text
 from omninft.rewards.registry import ComponentSpec, Input
+from omninft.scorers.prompt_template import template_need
 from omninft.scorers.qwen2_vl import Example, Positions
-from omninft.scorers.videoalign import MODEL, VideoAlign, load_videoalign, missing
+from omninft.scorers.videoalign import BASE, MODEL, TEMPLATE, VideoAlign, load_videoalign, missing
 from omninft.types import Clip, OmniNFTError
 
 _ANY = (-np.inf, np.inf)
@@ -70,6 +72,10 @@ class VideoAlignReward(ModelReward[Example]):
 
     def missing(self) -> str | None:
         return None if self._scorer is not None else missing(self.path, self.base, self.template)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return MODEL.need(self.path), BASE.need(self.base), template_need(TEMPLATE, self.path, self.template)
 
     def load(self) -> VideoAlign:
         return load_videoalign(self.path, self.base, self.template, self.device, self.dtype, self.positions)

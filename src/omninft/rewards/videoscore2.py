@@ -8,10 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from omninft.hub import Need
 from omninft.rewards.model_reward import ModelReward, prompt_text
 from omninft.rewards.registry import ComponentSpec, Input
+from omninft.scorers.prompt_template import template_need
 from omninft.scorers.qwen2_vl import Example
-from omninft.scorers.videoscore2 import DIMENSIONS, MODEL, READINGS, Reading, VideoScore2, load_videoscore2, missing
+from omninft.scorers.videoscore2 import (
+    DIMENSIONS,
+    MODEL,
+    READINGS,
+    TEMPLATE,
+    Reading,
+    VideoScore2,
+    load_videoscore2,
+    missing,
+)
 from omninft.types import Clip, OmniNFTError, ScoreTable
 
 
@@ -46,6 +57,11 @@ class VideoScore2Reward(ModelReward[Example]):
 
     def missing(self) -> str | None:
         return None if self._scorer is not None else missing(self.path, self.template)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        weights = MODEL.need(self.path, ("model*.safetensors*",))
+        return weights, template_need(TEMPLATE, self.path, self.template)
 
     def load(self) -> VideoScore2:
         return load_videoscore2(self.path, self.template, self.device, self.dtype)

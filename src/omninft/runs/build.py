@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 
 from omninft.clips.first_frame import read_first_frame
-from omninft.config import Config, MethodOptions
+from omninft.config import Config, MethodOptions, load_config
 from omninft.credit.protocol import Credit, CreditContext, CreditOptions
 from omninft.credit.surgery import GradientSurgery
 from omninft.distributed import Processes, available_cores
 from omninft.evaluation.held_out import Evaluator
 from omninft.evaluation.paired import Group, Measure
 from omninft.export.lora import export_lora
+from omninft.hub import describe_missing
 from omninft.learning.update import PolicyUpdate
+from omninft.models.files import fetch_command, model_needs
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.protocol import JointPolicy
 from omninft.naming import SAFE_NAME, is_safe_name
@@ -89,6 +91,7 @@ def build(config: Config, processes: Processes) -> Parts:
     prompts = open_all_prompts(config)
     rewards, held_out = build_rewards(config)
     require_judged(config, prompts, rewards)
+    require_model(config)
     policy = LTX2Policy.load(config.model, config.seed)
     geometry = policy.geometry(config.sampling)
     blocks = len({site.block for site in policy.sites})
@@ -223,12 +226,28 @@ def build_rewards(config: Config) -> tuple[list[WeighedReward], list[WeighedRewa
     held_out = [build_reward(r) for r in config.held_out]
     missing = [f"reward {r.name!r}: {why}" for r in (*trained, *held_out) if (why := r.missing()) is not None]
     if missing:
-        raise OmniNFTError("not ready (`omninft rewards` has the commands line by line):\n" + "\n".join(missing))
+        way = f"`omninft fetch {config.recipe}` gets what can be downloaded, `omninft rewards` has every command"
+        raise OmniNFTError(f"not ready ({way}):\n" + "\n".join(missing))
     names = [c.name for r in (*trained, *held_out) for c in r.components]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise OmniNFTError(f"rewards and held_out give components of the same name: {', '.join(twice)}")
     return trained, held_out
+
+
+def require_model(config: Config) -> None:
+    """Refuse a hub model that is not on this machine: nothing is downloaded here.
+
+    Raises:
+        OmniNFTError: what is missing, with sizes and the command that fetches it.
+    """
+    try:
+        same = load_config(config.recipe).model == config.model
+    except OmniNFTError:  # the recipe was a file
+        same = False
+    command = f"omninft fetch {config.recipe}" if same else fetch_command(config.model)
+    if (why := describe_missing(model_needs(config.model), command)) is not None:
+        raise OmniNFTError(f"{config.model.path} is {why}")
 
 
 def require_judged(config: Config, prompts: Mapping[str, PromptSet], rewards: Sequence[WeighedReward]) -> None:
@@ -265,14 +284,15 @@ def new_run_folder(config: Config) -> Path:
                 "or choose another run.name"
             )
         return folder
-    if not is_safe_name(config.recipe):
+    name = config.recipe.replace("+", "-")  # as names of files are
+    if not is_safe_name(name):
         raise OmniNFTError(
-            f"the recipe's name {config.recipe!r:.120} cannot name the run's folder: expected {SAFE_NAME}; set run.name"
+            f"the recipe's name {name!r:.120} cannot name the run's folder: expected {SAFE_NAME}; set run.name"
         )
-    folder, number = parent / config.recipe, 1
+    folder, number = parent / name, 1
     while folder.exists():  # an empty one may be another run's, which made it a moment ago
         number += 1
-        folder = parent / f"{config.recipe}-{number}"
+        folder = parent / f"{name}-{number}"
     return folder
 
 

@@ -22,6 +22,7 @@ from omninft.runs.build import (
     open_all_prompts,
     peak_memory_gb,
     require_judged,
+    require_model,
 )
 from omninft.runs.cost import StageSeconds, run_seconds
 from omninft.runs.folder import RUN_BYTES
@@ -45,6 +46,9 @@ def check_run(config: Config, trial: bool = True) -> Iterator[Finding]:
         finding = _look(subject, look)
         ok &= finding.ok
         yield finding
+        if subject == "rewards" and not (files := _look("model files", lambda: _files(config))).ok:
+            ok = False
+            yield files
         if subject == "prompts" and finding.ok and (unknown := _words(config)) is not None:
             yield Finding("words", True, unknown, doubtful=True)
     if not ok:
@@ -91,6 +95,11 @@ def _prompts(config: Config) -> str:
     own = sets.pop("samples", None)
     listed = ", ".join(f"{len(s)} {split}" for split, s in sets.items()) + "; disjoint"
     return listed + (f"; {len(own)} of your own (samples)" if own is not None else "")
+
+
+def _files(config: Config) -> str:
+    require_model(config)
+    return "there"
 
 
 def _loggers(config: Config) -> str:

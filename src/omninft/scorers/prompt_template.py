@@ -16,9 +16,10 @@ from __future__ import annotations
 import ast
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from omninft.hub import Need
 from omninft.scorers.weights import JudgingModel, weights_folder
 from omninft.types import OmniNFTError
 
@@ -55,6 +56,15 @@ def find_template(card: JudgingModel, path: str | Path | None, template: str | P
         if place.is_file():
             return place
     raise OmniNFTError(f"{card.missing()}; or name a copy in the option `template`")
+
+
+def template_need(card: JudgingModel, path: str | Path | None, template: str | Path | None) -> Need:
+    """What `omninft fetch` fetches of a template: nothing where `find_template` has one."""
+    try:
+        find_template(card, path, template)
+    except OmniNFTError:
+        return card.need()
+    return replace(card.need(), missing=())
 
 
 def read_template(

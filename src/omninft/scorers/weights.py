@@ -7,7 +7,6 @@ kept as safetensors from then on.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import shlex
@@ -22,10 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from omninft.files import file_sha256 as file_sha256  # a name of this module for those who read weights
 from omninft.files import replacing
+from omninft.hub import Need
 from omninft.types import OmniNFTError
 
 _SHOWN = 5  # keys named in an error
+_SMALL = 10_000_000  # bytes of a tokenizer and the like, at most
 
 
 def weights_folder() -> Path:
@@ -67,6 +69,25 @@ class JudgingModel:
         else:
             places = [weights_folder() / Path(file).name]
         return next((place for place in places if place.is_file()), None)
+
+    def need(self, path: str | Path | None = None, more: tuple[str, ...] = ()) -> Need:
+        """What `omninft fetch` fetches: `files` and the patterns `more`. Sizes go by the number of parameters."""
+        weights = any(Path(file).suffix in (".safetensors", ".pth", ".pt", ".bin") for file in (*self.files, *more))
+        # Small models are released in float32, large ones in bfloat16.
+        each = (4 if self.parameters < 1e9 else 2) if weights else 0
+        folder = Path(path).expanduser() if path is not None else None if self.repo is not None else weights_folder()
+        return Need(
+            name=self.name,
+            licence=self.licence,
+            files=(*self.files, *more),
+            missing=(*(file for file in self.files if self.find(file, path) is None), *more),
+            about=max(self.parameters * each, _SMALL),
+            repo=self.repo,
+            revision=self.revision,
+            url=self.url,
+            sha256=self.sha256 or {},
+            folder=folder,
+        )
 
     def missing(self, path: str | Path | None = None) -> str | None:
         """None when everything is there, else what is missing and the command that fetches it."""
@@ -182,12 +203,6 @@ def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str | None]) ->
     """The state under the names that `rename` gives; None drops an entry."""
     names = {old: rename(old) for old in state}
     return {new: state[old] for old, new in names.items() if new is not None}
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal checksum of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
