@@ -111,7 +111,9 @@ def _first_line(error: ValueError) -> str:
     return f"{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}; found {found[0]['input']!r}"
 
 
-def describe(model: str, lora: Path | None, seed: int, sampling: SamplingConfig) -> dict[str, Any]:
+def describe(
+    model: str, lora: Path | None, seed: int, sampling: SamplingConfig, strength: float = 1.0
+) -> dict[str, Any]:
     """What makes clips, as it is stored and printed; equal for equal clips.
 
     Raises:
@@ -123,6 +125,7 @@ def describe(model: str, lora: Path | None, seed: int, sampling: SamplingConfig)
         "model_files": _identity(model),
         "lora": str(lora) if lora is not None else None,
         "lora_sha256": _lora_digest(lora) if lora is not None else None,
+        **({"strength": strength} if strength != 1 else {}),
         "seed": seed,
         "steps": sampling.num_steps,
         "video_guidance": sampling.video_guidance.model_dump(),
