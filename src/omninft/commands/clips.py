@@ -59,6 +59,7 @@ def sample(
 ) -> None:
     """Make clips (mp4 with sound) from prompts, with the base model or with a LoRA on it; goes on where it stopped."""
     from omninft import api
+    from omninft.evaluation.settings import clip_size
 
     clips = api.sample(
         prompts,
@@ -69,7 +70,7 @@ def sample(
         count=count,
         limit=limit,
         seed=seed,
-        size=_size(size),
+        size=clip_size(size),
         frames=frames,
         rate=rate,
         steps=steps,
@@ -86,16 +87,6 @@ def sample(
     there = sum(not clip.made for clip in clips)
     kept = f", {there} of them there already" if there else ""
     console.print(f"{len(clips)} clips in {output}{kept}", highlight=False)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Width and height. Raises OmniNFTError: another form."""
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise OmniNFTError(f"--size: found {text!r}, expected WIDTHxHEIGHT in pixels, e.g. 768x512")
-    return int(width), int(height)
 
 
 def _blocks(text: str | None) -> tuple[int, ...] | None:

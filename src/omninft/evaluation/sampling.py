@@ -131,7 +131,9 @@ def at_strength(state: dict[str, Tensor], strength: float) -> dict[str, Tensor]:
         OmniNFTError: a strength that is not a finite number.
     """
     if not math.isfinite(strength):
-        raise OmniNFTError(f"strength: found {strength}, expected a finite number; 0 is the base, 1 the LoRA as trained")
+        raise OmniNFTError(
+            f"strength: found {strength}, expected a finite number; 0 is the base, 1 the LoRA as trained"
+        )
     return {name: tensor * strength if name.endswith(".lora_B") else tensor for name, tensor in state.items()}
 
 

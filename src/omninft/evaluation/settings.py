@@ -39,6 +39,20 @@ def model_sampling(model: str) -> SamplingConfig:
     return SamplingConfig(**EvaluationConfig().sampling.model_dump(exclude={"batch_size"}), batch_size=1)
 
 
+def clip_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height in pixels of "768x512"; None where nothing is said.
+
+    Raises:
+        OmniNFTError: another form.
+    """
+    if text is None or not text.strip():
+        return None
+    width, _, height = text.strip().lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise OmniNFTError(f"size: found {text!r}, expected WIDTHxHEIGHT in pixels, e.g. 768x512")
+    return int(width), int(height)
+
+
 @dataclass(frozen=True)
 class SamplingChoice:
     """What is wanted otherwise than a model's own settings; None: as they are.
