@@ -76,8 +76,8 @@ def sample(
         progress: show a bar.
 
     Raises:
-        OmniNFTError: prompts, model or LoRA that cannot be read; a strength without a LoRA; a size or guidance that the model cannot do, with the
-            nearest that it can; an output that holds clips of other settings.
+        OmniNFTError: prompts, model or LoRA that cannot be read; a strength without a LoRA; a size or guidance that the
+            model cannot do, with the nearest that it can; an output that holds clips of other settings.
     """
     from omninft.evaluation.sampling import read_prompts, sample_clips
     from omninft.evaluation.settings import SamplingChoice

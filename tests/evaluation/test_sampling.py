@@ -181,7 +181,7 @@ def test_strength_scales_what_a_lora_adds(tmp_path: Path, monkeypatch: pytest.Mo
     assert len({base, trained, half}) == 3
     assert "strength" not in json.loads((tmp_path / "trained" / "generation.json").read_text())
     assert json.loads((tmp_path / "half" / "generation.json").read_text())["strength"] == 0.5
-    with pytest.raises(OmniNFTError, match="made with strength 0.5, now None"):
+    with pytest.raises(OmniNFTError, match=r"made with strength 0\.5, now None"):
         clip("half", lora)
     with pytest.raises(OmniNFTError, match="a strength of 2 is that of a LoRA, and none is given"):
         clip("none", None, 2.0)

@@ -53,7 +53,9 @@ def test_base_and_trained_begin_with_one_noise_and_strength_0_is_the_base(
     off = made.generate(PROMPT, lora, 0.0, seed=3, choice=ONE_STEP)
     half = made.generate(PROMPT, lora, 0.5, seed=3, choice=ONE_STEP)
     other = made.generate(PROMPT, "", seed=4, choice=ONE_STEP)
-    assert pair.trained is not None and off.trained is not None and half.trained is not None
+    assert pair.trained is not None
+    assert off.trained is not None
+    assert half.trained is not None
     base = pair.base.read_bytes()
     assert off.base.read_bytes() == off.trained.read_bytes() == half.base.read_bytes() == base
     assert len({base, pair.trained.read_bytes(), half.trained.read_bytes(), other.base.read_bytes()}) == 4

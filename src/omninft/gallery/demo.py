@@ -1,4 +1,4 @@
-"""Base and trained model side by side, prompt by prompt: what the page of `omninft demo` does when its button is clicked.
+"""Base and trained model side by side, prompt by prompt: what a click on the page of `omninft demo` does.
 
 Both clips start from the same noise, so that what differs is what the LoRA does. `gallery/demo_page.py` is the page.
 """
@@ -22,7 +22,7 @@ from omninft.models.protocol import AdapterName
 from omninft.noise import Occasion
 from omninft.rollout.clips import roll_out
 from omninft.rollout.sampler import RolloutSampler
-from omninft.types import OmniNFTError, PromptGroup
+from omninft.types import PromptGroup
 
 # In the words of the bundled model, which knows no others.
 EXAMPLES = (
@@ -92,7 +92,7 @@ class SideBySide:
             progress: told (steps done, steps in all, what comes now).
 
         Raises:
-            OmniNFTError: an empty prompt; model or LoRA that cannot be read; a strength, a size or steps that cannot be.
+            OmniNFTError: an empty prompt; model or LoRA that cannot be read; a strength, size or steps that cannot be.
         """
         asked = text_prompt(prompt)
         sampling = (choice or SamplingChoice()).of(self.model)
