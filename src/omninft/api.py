@@ -29,6 +29,7 @@ def sample(
     *,
     model: str | Place = "tiny",
     lora: Place | None = None,
+    strength: float = 1.0,
     count: int = 1,
     limit: int = 8,
     seed: int = 0,
@@ -58,6 +59,7 @@ def sample(
         output: folder for <prompt id>-<number>.mp4, scores.json (their prompts) and generation.json (what made them).
         model: "tiny", a pipeline folder, or a hub id.
         lora: a folder or file that omninft exported.
+        strength: multiplies what the LoRA adds; 0 is the base, 1 the LoRA as it was trained.
         count: clips per prompt.
         limit: at most so many prompts, evenly spaced; 0: all.
         seed: keys the noise, with the prompt's id and the clip's number.
@@ -74,8 +76,8 @@ def sample(
         progress: show a bar.
 
     Raises:
-        OmniNFTError: prompts, model or LoRA that cannot be read; a size or guidance that the model cannot do, with the
-            nearest that it can; an output that holds clips of other settings.
+        OmniNFTError: prompts, model or LoRA that cannot be read; a strength without a LoRA; a size or guidance that the
+            model cannot do, with the nearest that it can; an output that holds clips of other settings.
     """
     from omninft.evaluation.sampling import read_prompts, sample_clips
     from omninft.evaluation.settings import SamplingChoice
@@ -103,6 +105,7 @@ def sample(
             Path(output),
             model=model,
             lora=_path(lora),
+            strength=strength,
             count=count,
             limit=limit,
             seed=seed,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from omninft import __version__
-from omninft.commands import clips, judging, recipes, tables, training, vbench
+from omninft.commands import clips, demo, judging, recipes, tables, training, vbench
 from omninft.commands import fetch as fetching
 from omninft.recipes import recipe_names
 from omninft.types import OmniNFTError
@@ -52,6 +52,7 @@ app.command()(clips.sample)
 app.command()(clips.score)
 app.command()(clips.evaluate)
 app.command()(clips.compare)
+app.command()(demo.demo)
 app.add_typer(recipes.config_app, name="config")
 app.command()(tables.leaderboard)
 app.command()(tables.figures)

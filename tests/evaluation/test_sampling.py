@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from omninft.clips.listing import read_listing
 from omninft.clips.media import read_clip
@@ -156,3 +157,39 @@ def test_each_choice_changes_its_own(tmp_path: Path) -> None:
     ):
         with pytest.raises(OmniNFTError, match=said):
             wrong.of("tiny")
+
+
+def test_strength_scales_what_a_lora_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = tmp_path / "lora.safetensors"
+    lora.write_bytes(b"")  # only its checksum is asked for
+
+    def load(model: str, lora: Path | None) -> tuple[Any, str]:
+        policy = make_policy()
+        torch.manual_seed(1)
+        for key, tensor in policy.adapters.state("current").items():
+            if key.endswith("lora_B"):
+                tensor.normal_(0, 0.1)
+        return policy, "reference" if lora is None else "current"
+
+    monkeypatch.setattr(sampling, "load_policy", load)
+
+    def clip(name: str, lora: Path | None, strength: float = 1.0) -> bytes:
+        return sample_clips("x", tmp_path / name, lora=lora, strength=strength, choice=ONE_STEP)[0].path.read_bytes()
+
+    base, trained, half = clip("base", None), clip("trained", lora), clip("half", lora, 0.5)
+    assert clip("off", lora, 0.0) == base
+    assert len({base, trained, half}) == 3
+    assert "strength" not in json.loads((tmp_path / "trained" / "generation.json").read_text())
+    assert json.loads((tmp_path / "half" / "generation.json").read_text())["strength"] == 0.5
+    with pytest.raises(OmniNFTError, match=r"made with strength 0\.5, now None"):
+        clip("half", lora)
+    with pytest.raises(OmniNFTError, match="a strength of 2 is that of a LoRA, and none is given"):
+        clip("none", None, 2.0)
+    with pytest.raises(OmniNFTError, match="found nan, expected a finite number"):
+        clip("nan", lora, float("nan"))
+
+
+def test_half_a_lora_adds_half() -> None:
+    a, b, x = torch.randn(2, 6), torch.randn(5, 2), torch.randn(3, 6)
+    state = sampling.at_strength({"m.lora_A": a, "m.lora_B": b}, 0.5)
+    torch.testing.assert_close(x @ state["m.lora_A"].T @ state["m.lora_B"].T, 0.5 * (x @ a.T @ b.T))

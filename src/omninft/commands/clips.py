@@ -28,6 +28,7 @@ def sample(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the mp4 files.")] = Path("samples"),
     model: Annotated[str, typer.Option(help='"tiny", a pipeline folder, or a hub id.')] = "tiny",
     lora: Annotated[Path | None, typer.Option(help="A LoRA folder or file that omninft exported.")] = None,
+    strength: Annotated[float, typer.Option(help="Multiplies what the LoRA adds; 0 is the base.")] = 1.0,
     count: Annotated[int, typer.Option(help="Clips per prompt.", min=1)] = 1,
     limit: Annotated[int, typer.Option(help="Take at most this many prompts (0: all).", min=0)] = 8,
     seed: Annotated[int, typer.Option(help="Keys the noise.")] = 0,
@@ -58,16 +59,18 @@ def sample(
 ) -> None:
     """Make clips (mp4 with sound) from prompts, with the base model or with a LoRA on it; goes on where it stopped."""
     from omninft import api
+    from omninft.evaluation.settings import clip_size
 
     clips = api.sample(
         prompts,
         output,
         model=model,
         lora=lora,
+        strength=strength,
         count=count,
         limit=limit,
         seed=seed,
-        size=_size(size),
+        size=clip_size(size),
         frames=frames,
         rate=rate,
         steps=steps,
@@ -84,16 +87,6 @@ def sample(
     there = sum(not clip.made for clip in clips)
     kept = f", {there} of them there already" if there else ""
     console.print(f"{len(clips)} clips in {output}{kept}", highlight=False)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Width and height. Raises OmniNFTError: another form."""
-    if text is None:
-        return None
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise OmniNFTError(f"--size: found {text!r}, expected WIDTHxHEIGHT in pixels, e.g. 768x512")
-    return int(width), int(height)
 
 
 def _blocks(text: str | None) -> tuple[int, ...] | None:

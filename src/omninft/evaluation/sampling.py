@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from omninft.clips.first_frame import read_first_frame
 from omninft.clips.listing import LISTING, ListedClip, read_listing, write_listing
@@ -50,6 +53,7 @@ def sample_clips(
     *,
     model: str = "tiny",
     lora: Path | None = None,
+    strength: float = 1.0,
     count: int = 1,
     limit: int = 8,
     seed: int = 0,
@@ -60,15 +64,17 @@ def sample_clips(
     """Write `count` clips a prompt to `output` as <prompt id>-<number>.mp4, and their prompts to scores.json.
 
     The same call goes on where it stopped, and one with other prompts adds to the folder. With `force` the clips that
-    the folder's listing names are removed first.
+    the folder's listing names are removed first. `strength` multiplies what the LoRA adds; 0 is the base.
 
     Raises:
-        OmniNFTError: prompts, model or LoRA that cannot be read, a size or guidance that the model cannot do, or an
-            output that holds clips of other settings, or others of these names.
+        OmniNFTError: prompts, model or LoRA that cannot be read, a strength without a LoRA, a size or guidance that the
+            model cannot do, or an output that holds clips of other settings, or others of these names.
     """
     chosen = read_prompts(prompts, limit)
     sampling = (choice or SamplingChoice()).of(model)
-    settings = describe(model, lora, seed, sampling)
+    if lora is None and strength != 1:
+        raise OmniNFTError(f"a strength of {strength:g} is that of a LoRA, and none is given")
+    settings = describe(model, lora, seed, sampling, strength)
     place = {(p.id, n): output / clip_file(p.id, n) for p in chosen for n in range(count)}
     listed = {c.file: c for c in read_listing(output)} if (output / LISTING).is_file() else {}
     there = set() if force else {key for key, path in place.items() if path.is_file()}
@@ -78,6 +84,8 @@ def sample_clips(
     progress(len(there), len(place))
     if groups:
         policy, adapter = load_policy(model, lora)
+        if strength != 1:
+            policy.adapters.load_state("current", at_strength(policy.adapters.state("current"), strength))
         sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
         # Only here, where the model has taken the settings, is anything of the folder touched.
         if force:
@@ -120,10 +128,21 @@ def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Poli
     return policy, "current"
 
 
+def at_strength(state: dict[str, Tensor], strength: float) -> dict[str, Tensor]:
+    """A LoRA that adds `strength` times what `state` adds: its B multiplied, its A as it is.
+
+    Raises:
+        OmniNFTError: a strength that is not a finite number.
+    """
+    if not math.isfinite(strength):
+        raise OmniNFTError(
+            f"strength: found {strength}, expected a finite number; 0 is the base, 1 the LoRA as trained"
+        )
+    return {name: tensor * strength if name.endswith(".lora_B") else tensor for name, tensor in state.items()}
+
+
 def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
     """The prompts of a file or a world split, at most `limit` of them, evenly spaced (0: all); or the text itself.
-
-    A text gets an id of its first words and a digest of the whole.
 
     Raises:
         OmniNFTError: what looks like a file and is none, or no file of prompts; an empty text.
@@ -131,12 +150,21 @@ def read_prompts(source: str, limit: int = 0) -> list[Prompt]:
     if source.startswith((WORLD, STARTER)) or _names_file(source):
         prompts = open_prompts(source).prompts
         return [prompts[i] for i in spread(limit or len(prompts), len(prompts))]
-    text = source.strip()
+    return [text_prompt(source)]
+
+
+def text_prompt(text: str) -> Prompt:
+    """The prompt of a text that a user typed, with an id of its first words and a digest of the whole.
+
+    Raises:
+        OmniNFTError: an empty text.
+    """
+    text = text.strip()
     if not text:
         raise OmniNFTError("the prompt is empty: expected a text, a prompt file, or world:test")
     words = re.sub(r"[^a-z0-9]+", "-", text.lower())[:40].strip("-")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return [Prompt(f"{words}-{digest}" if words else digest, text, text, text)]
+    return Prompt(f"{words}-{digest}" if words else digest, text, text, text)
 
 
 def _names_file(source: str) -> bool:

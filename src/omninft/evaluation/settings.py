@@ -39,6 +39,20 @@ def model_sampling(model: str) -> SamplingConfig:
     return SamplingConfig(**EvaluationConfig().sampling.model_dump(exclude={"batch_size"}), batch_size=1)
 
 
+def clip_size(text: str | None) -> tuple[int, int] | None:
+    """Width and height in pixels of "768x512"; None where nothing is said.
+
+    Raises:
+        OmniNFTError: another form.
+    """
+    if text is None or not text.strip():
+        return None
+    width, _, height = text.strip().lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise OmniNFTError(f"size: found {text!r}, expected WIDTHxHEIGHT in pixels, e.g. 768x512")
+    return int(width), int(height)
+
+
 @dataclass(frozen=True)
 class SamplingChoice:
     """What is wanted otherwise than a model's own settings; None: as they are.
@@ -111,7 +125,9 @@ def _first_line(error: ValueError) -> str:
     return f"{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}; found {found[0]['input']!r}"
 
 
-def describe(model: str, lora: Path | None, seed: int, sampling: SamplingConfig) -> dict[str, Any]:
+def describe(
+    model: str, lora: Path | None, seed: int, sampling: SamplingConfig, strength: float = 1.0
+) -> dict[str, Any]:
     """What makes clips, as it is stored and printed; equal for equal clips.
 
     Raises:
@@ -123,6 +139,7 @@ def describe(model: str, lora: Path | None, seed: int, sampling: SamplingConfig)
         "model_files": _identity(model),
         "lora": str(lora) if lora is not None else None,
         "lora_sha256": _lora_digest(lora) if lora is not None else None,
+        **({"strength": strength} if strength != 1 else {}),
         "seed": seed,
         "steps": sampling.num_steps,
         "video_guidance": sampling.video_guidance.model_dump(),
