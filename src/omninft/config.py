@@ -40,12 +40,15 @@ class LoraConfig(Frozen):
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 64.0
     # Module names within a block, as PEFT matches them; None takes the 28 linears of the reference code.
     targets: tuple[str, ...] | None = None
+    init: str | None = None  # a LoRA file or folder that current and old start from; the reference stays the base
+    init_partial: bool = False  # take of it what this model has a place for; otherwise all must have one
 
 
 class ModelConfig(Frozen):
     """The model to train."""
 
-    path: str = "tiny"  # "tiny", a folder of a diffusers LTX-2 pipeline, or a hub id
+    # "tiny", a folder of a diffusers LTX-2 pipeline, a hub id, or original files: a .safetensors or a folder of them.
+    path: str = "tiny"
     revision: str | None = None
     transformer: str = "transformer"  # sub-folder; LTX-2.5's full model is "transformer_full"
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", ...
@@ -61,6 +64,14 @@ class ModelConfig(Frozen):
     # H.264 quality at which given first frames are compressed, as LTX models were trained; None: as this version was
     # (33; LTX-2.5: 18; the bundled model: none), 0: not at all.
     first_frame_crf: Annotated[int, Field(ge=0, le=51)] | None = None
+    # What the recipe is made for: others are refused. None: what the files say; original files do not say it.
+    weights: Literal["full", "distilled"] | None = None
+    # LTX-2.5 marks tokens that stand for a single frame; true, as in Lightricks' code: the first latent frame.
+    mark_first_frame: bool = True
+    # A pipeline folder or hub id with text_encoder/ and tokenizer/, for original files; None: those of `path`.
+    text_encoder: str | None = None
+    # Folder where text contexts are kept; the text encoder is then loaded for prompts that are not there alone.
+    text_cache: str | None = None
     max_text_tokens: Positive | None = None  # None: what the tokenizer says, 1024 at most
     lora: LoraConfig = LoraConfig()
 
@@ -105,7 +116,7 @@ class SamplingConfig(Frozen):
     shift_tokens: Positive | None = None
     video_guidance: GuidanceConfig = GuidanceConfig()
     audio_guidance: GuidanceConfig = GuidanceConfig()
-    stg_blocks: tuple[int, ...] = ()
+    stg_blocks: tuple[int, ...] = ()  # empty: the version's own (29 for LTX-2, 28 for 2.3 and 2.5)
     negative_prompt: str = ""
     batch_size: Positive = 32  # clips
 
@@ -166,7 +177,6 @@ class EvaluationSamplingConfig(SamplingConfig):
     num_steps: Positive = 40
     video_guidance: GuidanceConfig = GuidanceConfig(text=3.0, stg=1.0, modality=3.0, rescale=0.7)
     audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
-    stg_blocks: tuple[int, ...] = (29,)
     batch_size: Positive | None = None  # type: ignore[assignment]
 
 
@@ -236,6 +246,7 @@ class Config(Frozen):
         """What must agree for a checkpoint to continue this run: everything but length, place and logging."""
         tree = json.loads(self.model_dump_json(exclude={"run", "evaluation", "recipe", "held_out", "distributed"}))
         tree["run.old_schedule"] = self.run.old_schedule
+        tree["model"].pop("text_cache")  # a place
         flat = {k: v for k, v in _flatten(tree).items() if k not in ADDED or v != ADDED[k]}
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in flat.items()}
 
@@ -261,6 +272,11 @@ ADDED = {
     "model.compile": False,
     "model.offload": "none",
     "model.vae_tiling": False,
+    "model.weights": None,
+    "model.mark_first_frame": True,
+    "model.text_encoder": None,
+    "model.lora.init": None,
+    "model.lora.init_partial": False,
     "optimiser.kind": "adamw",
     "objective.reference_share": 1.0,
 }
