@@ -16,7 +16,6 @@ from omninft.types import OmniNFTError
 from tests.models.published import published_pipeline
 from tests.random_models import PROMPTS
 
-
 MODEL: list[str] = []
 
 
