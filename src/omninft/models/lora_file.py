@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from omninft.config import LoraConfig
 from omninft.models.adapters import DEFAULT_TARGETS
@@ -164,6 +164,16 @@ def bind(
         )
     zero = {n: torch.zeros_like(t) for n, t in mine.items() if n.endswith(".lora_B")}
     return {**mine, **zero, **fits}
+
+
+def lora_shapes(model: nn.Module, rank: int) -> dict[str, Tensor]:
+    """The tensors, without memory, of an adapter of this rank on every linear of a model (plain or quantised)."""
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "in_features") and hasattr(module, "out_features"):
+            found[f"{name}.lora_A"] = torch.empty(rank, int(module.in_features), device="meta")
+            found[f"{name}.lora_B"] = torch.empty(int(module.out_features), rank, device="meta")
+    return found
 
 
 def _own(file: Path, tensors: dict[str, Tensor], text: str) -> tuple[dict[str, Tensor], LoraConfig]:

@@ -33,7 +33,7 @@ from omninft.models.loading import (
     read_clip_defaults,
     text_identity,
 )
-from omninft.models.lora_file import at_rank, bind, read_lora
+from omninft.models.lora_file import at_rank, bind, lora_shapes, read_lora
 from omninft.models.offload import BlockStream
 from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder, TrainedName
 from omninft.models.recording import ResponseRecorder, V2ARecorder
@@ -111,7 +111,10 @@ class LTX2Policy:
         """
         init = config.lora.init
         start = None if init is None else at_rank(*read_lora(Path(init)), config.lora)
-        policy = cls(load_pipeline(config), config, seed, read_clip_defaults(config.path))
+        pipeline = load_pipeline(config)
+        if start is not None:  # before adapters are made for what is not there
+            bind(start, lora_shapes(pipeline.transformer, config.lora.rank), str(init), config.lora.init_partial)
+        policy = cls(pipeline, config, seed, read_clip_defaults(config.path))
         if config.text_cache is not None:
             policy.contexts = ContextCache(Path(config.text_cache), text_identity(config))
         if start is not None:
