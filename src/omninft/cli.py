@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from omninft.commands import clips, judging, tables, training, vbench
+from omninft.commands import clips, export, judging, tables, training, vbench
 from omninft.types import OmniNFTError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ app.add_typer(judging.rewards_app, name="rewards")
 app.command()(judging.serve)
 app.add_typer(vbench.vbench_app, name="vbench")
 app.command()(training.pretrain)
+app.command()(export.export)
 
 
 def main(run: Callable[[], Any] = app) -> None:

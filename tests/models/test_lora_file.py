@@ -255,5 +255,7 @@ def test_strength_scales_what_is_added(strength: float, tmp_path: Path) -> None:
 def test_a_lora_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     other = {f"blocks.{i}.qkv": (torch.zeros(RANK, 5), torch.zeros(5, RANK)) for i in range(40)}
     _bare(other, tmp_path)
-    with pytest.raises(OmniNFTError, match=r"80 of 80 tensors have no place in this model's adapters: blocks\.0\.qkv.*"):
+    with pytest.raises(
+        OmniNFTError, match=r"80 of 80 tensors have no place in this model's adapters: blocks\.0\.qkv.*"
+    ):
         load_policy("tiny", tmp_path)

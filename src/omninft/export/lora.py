@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from omninft.config import LoraConfig
 from omninft.models.adapters import DEFAULT_TARGETS, AdapterSet
 from omninft.models.lora_file import FILE_NAME, METADATA_KEY, ORIGINAL_PREFIX, renamed
 from omninft.models.lora_file import read_lora as read_lora  # what was written, read
@@ -32,10 +34,14 @@ def export_lora(adapters: AdapterSet, folder: Path, adapter: Literal["current", 
     Raises:
         OmniNFTError: the file cannot be written.
     """
-    config = adapters.config
+    return write_common(adapters.state(adapter), adapters.config, folder)
+
+
+def write_common(state: Mapping[str, Tensor], config: LoraConfig, folder: Path) -> Path:
+    """`export_lora` of tensors by module, with the LoRA that they are."""
     scale = config.alpha / config.rank
     tensors = {}
-    for name, tensor in adapters.state(adapter).items():
+    for name, tensor in state.items():
         weight = tensor.cpu().float()  # old may be kept in bfloat16
         # Float64 so that only the storing rounds: not at all where alpha / rank is a power of two.
         folded = (weight.double() * scale).float() if name.endswith(".lora_B") else weight

@@ -21,6 +21,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
 from diffusers.pipelines import ltx2
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -238,6 +239,17 @@ def _scheduler(source: Source, config: ModelConfig) -> FlowMatchEulerDiscreteSch
 def load_transformer(source: Source, config: ModelConfig, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     """The frozen transformer, able to perturb attention: LTX-2's configuration says no, but it takes no weights."""
     return _load_part(source, "transformer", device, dtype, config.transformer)
+
+
+def stored_dtype(source: Source, config: ModelConfig) -> torch.dtype:
+    """The dtype in which the transformer's files hold its weights; bfloat16 of quantised ones."""
+    if source.index is None:
+        files = [next(iter(source.entries["transformer"].values())).file]
+    else:
+        files = sorted((source.path / config.transformer).glob("*.safetensors"))
+    with safe_open(files[0], framework="pt") as handle:
+        kinds = {handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118
+    return torch.float32 if "F32" in kinds and "BF16" not in kinds else torch.bfloat16
 
 
 def _load_part(
