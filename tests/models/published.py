@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +126,14 @@ def text_encoder(version: Version) -> nn.Module:
 
 def published_pipeline(version: Version, weights: Weights = "full", seed: int = 0) -> LTX2Pipeline:
     """A pipeline of the version with the published scheduler of full or distilled weights."""
-    parts: dict[str, Any] = {
-        name: build(name, config, seed + number) for number, (name, config) in enumerate(small_configs(version).items())
-    }
-    tokenizer = build_tokenizer()
-    return LTX2Pipeline(
-        scheduler=scheduler_of(weights), text_encoder=text_encoder(version).eval(), tokenizer=tokenizer, **parts
-    )
+    parts = copy.deepcopy(_parts(version, seed))  # made once: it takes longer than a copy
+    return LTX2Pipeline(scheduler=scheduler_of(weights), tokenizer=build_tokenizer(), **parts)
+
+
+@functools.cache
+def _parts(version: Version, seed: int) -> dict[str, Any]:
+    found = {n: build(n, config, seed + i) for i, (n, config) in enumerate(small_configs(version).items())}
+    return found | {"text_encoder": text_encoder(version).eval()}
 
 
 def published_policy(version: Version, seed: int = 0, **model: Any) -> LTX2Policy:

@@ -240,7 +240,7 @@ class TestStart:
         assert torch.equal(policy.adapters.state("current")[f"{NAMES[5]}.lora_B"], lora[NAMES[5]][1])
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, 2.0])
+@pytest.mark.parametrize("strength", [0.5, 0.0])
 def test_strength_scales_what_is_added(strength: float, tmp_path: Path) -> None:
     lora = random_lora(NAMES[:2])
     _kohya(lora, tmp_path)

@@ -126,9 +126,12 @@ def load_pipeline(config: ModelConfig) -> LTX2Pipeline:
         )
         if config.text_cache is None:
             load_text(pipeline, config, source)
-    except (OSError, ValueError) as error:
+    except (OmniNFTError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged folder ends in whatever the part that reads it raises
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.500}"
         raise OmniNFTError(
-            f"no LTX-2 pipeline could be loaded from {config.path!r} ({error}); expected 'tiny', a folder that "
+            f"no LTX-2 pipeline could be loaded from {config.path!r} ({why}); expected 'tiny', a folder that "
             "LTX2Pipeline.save_pretrained wrote, a hub id that is in the local cache or can be fetched, or original "
             ".safetensors files"
         ) from error
@@ -292,8 +295,11 @@ def load_text(pipeline: LTX2Pipeline, config: ModelConfig, source: Source | None
         encoder = kind.from_pretrained(folder / "text_encoder", dtype=dtype, device_map={"": device})
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
         connectors = _load_part(source, "connectors", device, dtype)
-    except (OSError, ValueError) as error:
-        raise OmniNFTError(f"no text encoder could be loaded for {config.path!r} ({error})") from error
+    except (OmniNFTError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # as in `load_pipeline`
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.500}"
+        raise OmniNFTError(f"no text encoder could be loaded for {config.path!r} ({why})") from error
     pipeline.register_modules(
         text_encoder=encoder.eval().requires_grad_(False), tokenizer=tokenizer, connectors=connectors
     )

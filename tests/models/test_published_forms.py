@@ -59,8 +59,7 @@ def test_a_folder_is_loaded_as_it_was_saved(version: Version, folders: dict[str,
     assert not any(getattr(pipeline, name).training for name in (*COMPONENTS, "text_encoder"))
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("split", [False, True], ids=["one file", "four files"])
+@pytest.mark.parametrize(("version", "split"), [("2", False), ("2.3", False), ("2.5", True)])
 def test_original_files_hold_the_same_model(
     version: Version, split: bool, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +130,7 @@ class TestWeights:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("component", COMPONENTS)
+    @pytest.mark.parametrize("component", ["transformer", "connectors", "vocoder"])
     def test_names_that_do_not_fit_are_listed(
         self, component: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -283,9 +282,9 @@ class TestFirstFrameMark:
 
     @pytest.mark.parametrize("version", ["2", "2.3"])
     def test_other_versions_are_given_none(self, version: Version) -> None:
-        assert torch.equal(
-            self.velocity(published_policy(version)), self.velocity(published_policy(version, mark_first_frame=False))
-        )
+        policy = published_policy(version)
+        geometry = policy.geometry(SamplingConfig())
+        assert policy._keyframes(geometry, torch.zeros(1)) is None
 
 
 def test_the_published_schedules_at_the_recipes_shift() -> None:
@@ -316,3 +315,23 @@ def test_other_sizes_and_lengths(version: Version, folders: dict[str, Path]) -> 
         assert video.shape == (1, frames, height, width, 3)
         assert audio.shape[:2] == (1, 2)
         assert abs(audio.shape[2] / sampler.geometry.sample_rate - frames / 24) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("model_index.json", "[]"),
+        ("model_index.json", '{"vae": 3}'),
+        ("transformer/config.json", "{"),
+        ("transformer/config.json", '{"num_layers": "many"}'),
+        ("vae/config.json", "[3]"),
+        ("scheduler/scheduler_config.json", "7"),
+        ("transformer/diffusion_pytorch_model.safetensors", "cut"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(file: str, text: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["2"], tmp_path / "model")
+    (folder / file).write_text(text)
+    with pytest.raises(OmniNFTError, match="model") as raised:
+        load_pipeline(ModelConfig(path=str(folder)))
+    assert "\n" not in str(raised.value)
