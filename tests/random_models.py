@@ -53,8 +53,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
     ),
 }
 VERSIONS["ltx-2.5"] = dict(
-    transformer=VERSIONS["ltx-2.3"]["transformer"]
-    | dict(ff_bias=False, use_prompt_adaln_single=False, use_keyframes_abs_pos_embedding=True),
+    transformer=VERSIONS["ltx-2.3"]["transformer"] | dict(ff_bias=False, use_keyframes_abs_pos_embedding=True),
     connectors=VERSIONS["ltx-2.3"]["connectors"],
     vocoder="bandwidth extension",
 )

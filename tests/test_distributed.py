@@ -14,8 +14,23 @@ from omninft.distributed import Processes, available_cores
 
 SCRIPT = """
 import torch
-from omninft.distributed import Processes
-p = Processes("gloo")
+import torch.distributed as dist
+from omninft.distributed import TIMEOUT, Processes
+
+# A machine with GPUs, as far as starting goes: gloo takes NCCL's place, and the calls are kept in order.
+calls = []
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 3
+torch.cuda.set_device = lambda device: calls.append(("device", str(device)))
+start = dist.init_process_group
+def started(backend, device_id, **rest):
+    calls.append(("group", backend, str(device_id), rest["timeout"]))
+    start(backend.replace("nccl", "gloo"), **rest)
+dist.init_process_group = started
+p = Processes()
+own = f"cuda:{p.rank}"
+assert calls == [("device", own), ("group", "cpu:gloo,cuda:nccl", own, TIMEOUT)], calls
+torch.cuda.is_available = lambda: False
 assert p.world == 3 and p.is_main == (p.rank == 0)
 assert p.gather(("row", p.rank)) == [("row", 0), ("row", 1), ("row", 2)]      # in rank order, on every process
 tensors = [torch.full((2, 3), float(p.rank + 1)), torch.tensor([10.0 ** p.rank])]
@@ -35,7 +50,7 @@ p.close()
 """
 
 
-def test_three_processes(tmp_path: Path) -> None:
+def test_three_processes_each_on_its_gpu_with_two_backends(tmp_path: Path) -> None:
     script = tmp_path / "three.py"
     script.write_text(SCRIPT)
     made = subprocess.run(

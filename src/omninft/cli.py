@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from omninft import __version__
-from omninft.commands import clips, demo, judging, recipes, tables, training, vbench
+from omninft.commands import clips, demo, export, judging, recipes, tables, training, vbench
 from omninft.commands import fetch as fetching
 from omninft.recipes import recipe_names
 from omninft.types import OmniNFTError
@@ -60,6 +60,7 @@ app.add_typer(judging.rewards_app, name="rewards")
 app.command()(judging.serve)
 app.add_typer(vbench.vbench_app, name="vbench")
 app.command()(training.pretrain)
+app.command()(export.export)
 
 
 def main(run: Callable[[], Any] = app) -> None:

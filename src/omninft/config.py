@@ -64,13 +64,17 @@ class LoraConfig(Frozen):
     """Scale of the adapter: its output is multiplied by alpha / rank."""
     targets: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Module names in a block, as PEFT matches them; None takes the 28 linears of the reference code."""
+    init: str | None = None
+    """A LoRA file or folder that current and old start from; the reference stays the base."""
+    init_partial: bool = False
+    """Take of it what this model has a place for; otherwise all of it must have one."""
 
 
 class ModelConfig(Frozen):
     """The model to train."""
 
     path: str = "tiny"
-    """The bundled model ("tiny"), a folder of a diffusers LTX-2 pipeline, or a hub id."""
+    """The bundled model ("tiny"), a folder of a diffusers LTX-2 pipeline, a hub id, or original .safetensors files."""
     revision: str | None = None
     """Commit, tag or branch of a hub model."""
     transformer: str = "transformer"
@@ -95,6 +99,14 @@ class ModelConfig(Frozen):
     """H.264 quality at which given first frames are compressed; 0: not at all.
 
     Null: as this version was trained (33; LTX-2.5: 18; the bundled model: none)."""
+    weights: Literal["full", "distilled"] | None = None
+    """What the recipe is made for, others are refused; null: what the files say. Original files do not say it."""
+    mark_first_frame: bool = True
+    """LTX-2.5 marks tokens that stand for a single frame; true, as in Lightricks' code: the first latent frame."""
+    text_encoder: str | None = None
+    """Pipeline folder or hub id with text_encoder/ and tokenizer/, for original files; null: those of `path`."""
+    text_cache: str | None = None
+    """Folder where text contexts are kept; the text encoder is then loaded for prompts that are not there alone."""
     max_text_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Tokens of a prompt; null: what the tokenizer says, 1024 at most."""
     lora: LoraConfig = LoraConfig()
@@ -165,7 +177,7 @@ class SamplingConfig(Frozen):
     audio_guidance: GuidanceConfig = GuidanceConfig()
     """Guidance of the audio stream."""
     stg_blocks: tuple[Block, ...] = ()
-    """Blocks whose self-attention spatio-temporal guidance perturbs."""
+    """Blocks whose self-attention spatio-temporal guidance perturbs; empty: 29 for LTX-2, 28 for 2.3 and 2.5."""
     negative_prompt: str = ""
     """What text guidance leads away from."""
     batch_size: Positive = 32
@@ -257,8 +269,6 @@ class EvaluationSamplingConfig(SamplingConfig):
     """Guidance of the video stream."""
     audio_guidance: GuidanceConfig = GuidanceConfig(text=7.0, stg=1.0, modality=3.0, rescale=0.7)
     """Guidance of the audio stream."""
-    stg_blocks: tuple[Block, ...] = (29,)
-    """Blocks whose self-attention spatio-temporal guidance perturbs."""
     batch_size: Positive | None = None  # type: ignore[assignment]
     """Clips sampled at a time; null: as in `sampling`."""
 
@@ -402,6 +412,7 @@ class Config(Frozen):
             self.model_dump_json(exclude={"run", "evaluation", "samples", "recipe", "held_out", "distributed"})
         )
         tree["run.old_schedule"] = self.run.old_schedule
+        tree["model"].pop("text_cache")  # a place
         flat = {k: v for k, v in _flatten(tree).items() if k not in ADDED or v != ADDED[k]}
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in flat.items()}
 
@@ -427,6 +438,11 @@ ADDED = {
     "model.compile": False,
     "model.offload": "none",
     "model.vae_tiling": False,
+    "model.weights": None,
+    "model.mark_first_frame": True,
+    "model.text_encoder": None,
+    "model.lora.init": None,
+    "model.lora.init_partial": False,
     "optimiser.kind": "adamw",
     "objective.reference_share": 1.0,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+# Waiting for one another: rank 0 alone loads judges, decodes and writes for minutes at a time.
+TIMEOUT = timedelta(hours=2)
 
 
 def available_cores() -> int:
@@ -38,6 +42,25 @@ def default_device() -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
+def start_group(backend: str, rank: int, world: int) -> None:
+    """Join the processes' group, on this process's own GPU where there is one.
+
+    Gradients are reduced where they lie, by NCCL; what is counted and gathered on the host, by gloo. The device comes
+    first, or every process would make its first CUDA tensors on GPU 0.
+
+    Args:
+        backend: "auto", "nccl" (CUDA tensors by it, CPU tensors by gloo) or "gloo" (both).
+        rank: of this process.
+        world: how many there are.
+    """
+    if backend == "gloo" or not torch.cuda.is_available():
+        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=TIMEOUT)
+        return
+    device = torch.device(default_device())
+    torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl", rank=rank, world_size=world, timeout=TIMEOUT, device_id=device)
+
+
 class Processes:
     """Rank and size of the run's process group; single-process unless torchrun's variables say otherwise."""
 
@@ -45,9 +68,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", "0"))
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         if self.world > 1 and not dist.is_initialized():
-            if backend == "auto":
-                backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, rank=self.rank, world_size=self.world)
+            start_group(backend, self.rank, self.world)
 
     @property
     def is_main(self) -> bool:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from omninft.config import LoraConfig, ModelConfig, SamplingConfig
 from omninft.evaluation.sampling import load_policy
 from omninft.export import lora as lora_module
-from omninft.export.lora import FILE_NAME, METADATA_KEY, export_lora, read_lora
+from omninft.export.lora import export_lora
 from omninft.models.adapters import DEFAULT_TARGETS
+from omninft.models.lora_file import FILE_NAME, METADATA_KEY, read_lora
 from omninft.models.ltx2 import LTX2Policy
 from omninft.rollout.sampler import RolloutSampler
 from omninft.types import OmniNFTError
@@ -295,21 +296,11 @@ def test_a_failed_write_leaves_the_file_that_was_there(tmp_path: Path, monkeypat
     assert file.read_bytes() == whole
 
 
-def _without_metadata(file: Path) -> None:
-    save_file(load_file(file), file)
-
-
 def _with_an_alpha_key(file: Path) -> None:
     with safe_open(file, framework="pt") as handle:
         metadata = handle.metadata()
     alpha = {"diffusion_model.transformer_blocks.0.attn1.to_q.alpha": torch.tensor(4.0)}
     save_file(load_file(file) | alpha, file, metadata=metadata)
-
-
-def _of_a_peft_folder(file: Path) -> None:
-    about = '{"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.target_modules": ["attn1.to_q"]}'
-    state = {k.replace("diffusion_model.", "base_model.model."): t for k, t in load_file(file).items()}
-    save_file(state, file, metadata={"lora_adapter_metadata": about})
 
 
 def _with_metadata(text: str) -> Callable[[Path], None]:
@@ -319,13 +310,11 @@ def _with_metadata(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (_without_metadata, "without alpha its strength would be a guess"),
         (_with_metadata('{"rank": 2, "targets": []}'), "KeyError: 'alpha'"),
         (_with_metadata('{"rank": 2, "alpha": 0, "targets": []}'), "does not say its rank, alpha and targets"),
         (_with_metadata("[]"), "does not say its rank, alpha and targets"),
         (_with_metadata("{"), "does not say its rank, alpha and targets"),
         (_with_an_alpha_key, r"found the tensor diffusion_model\.transformer_blocks\.0\.attn1\.to_q\.alpha"),
-        (_of_a_peft_folder, r"found the tensor base_model\..*, expected names like transformer\.MODULE\.lora_A"),
         (lambda file: file.write_bytes(b"no safetensors"), "cannot be read as a safetensors file"),
         (Path.unlink, "no LoRA at"),
     ],

@@ -10,8 +10,9 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 
 from omninft.config import LoraConfig, ModelConfig
-from omninft.export.lora import export_lora, read_lora
+from omninft.export.lora import export_lora
 from omninft.models.adapters import DEFAULT_TARGETS, AdaptedLinear, AdapterSet, Switch, peft_config
+from omninft.models.lora_file import read_lora
 from omninft.models.ltx2 import LTX2Policy
 from omninft.types import Latents, OmniNFTError
 from tests.random_models import PROMPTS, SMALL, make_policy, random_pipeline

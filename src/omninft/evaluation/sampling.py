@@ -19,7 +19,7 @@ from omninft.clips.media import write_clip
 from omninft.config import ModelConfig
 from omninft.evaluation.held_out import SHOWN_SIDE
 from omninft.evaluation.settings import SETTINGS_FILE, SamplingChoice, check_settings, describe
-from omninft.export.lora import read_lora
+from omninft.models.lora_file import read_lora
 from omninft.models.ltx2 import LTX2Policy
 from omninft.models.protocol import AdapterName
 from omninft.naming import clip_file
@@ -111,20 +111,23 @@ def _lacking(prompt: Prompt, count: int, there: set[tuple[str, int]]) -> tuple[i
     return tuple(n for n in range(count) if (prompt.id, n) not in there)
 
 
-def load_policy(model: str = "tiny", lora: Path | None = None) -> tuple[LTX2Policy, AdapterName]:
+def load_policy(model: str = "tiny", lora: Path | None = None, strength: float = 1.0) -> tuple[LTX2Policy, AdapterName]:
     """A model, with a LoRA on it where one is given, and the name of the adapter to sample with.
 
+    Args:
+        model: path or hub id.
+        lora: of any program (`models/lora_file.py`).
+        strength: that the LoRA is multiplied by.
+
     Raises:
-        OmniNFTError: model or LoRA that cannot be read.
+        OmniNFTError: model or LoRA that cannot be read, or a LoRA of another model.
     """
     if lora is None:
         return LTX2Policy.load(ModelConfig(path=model)), "reference"
-    state, lora_config = read_lora(lora)
-    policy = LTX2Policy.load(ModelConfig(path=model, lora=lora_config))
-    try:
-        policy.adapters.load_state("current", state)
-    except OmniNFTError as error:
-        raise OmniNFTError(f"{lora}: not a LoRA of {model}: {error}") from error
+    _, found = read_lora(lora)
+    policy = LTX2Policy.load(ModelConfig(path=model, lora=found.model_copy(update={"init": str(lora)})))
+    state = policy.adapters.state("current")
+    policy.adapters.load_state("current", {n: t * strength if n.endswith(".lora_B") else t for n, t in state.items()})
     return policy, "current"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ COMPONENTS = {
     "tokenizer": "tokenizer",
     "scheduler": "scheduler",
 }
+TEXT_PARTS = ("text_encoder", "tokenizer")
 _NO_WEIGHTS = ("tokenizer", "scheduler", "processor")
 
 
@@ -59,6 +61,18 @@ _SMALL = 35  # MB of a tokenizer
 
 def model_needs(config: ModelConfig) -> tuple[Need, ...]:
     """What a hub model is loaded from, a component each; nothing of the bundled model or a folder."""
+    if config.text_encoder is None:
+        return _repository_needs(config)
+    apart = ModelConfig(path=config.text_encoder)
+    own = tuple(need for need in _repository_needs(config) if not _is_of(need, TEXT_PARTS))
+    return own + _repository_needs(apart, TEXT_PARTS)
+
+
+def _is_of(need: Need, components: Collection[str]) -> bool:
+    return need.files == (INDEX,) or any(need.files == (f"{component}/*",) for component in components)
+
+
+def _repository_needs(config: ModelConfig, only: Collection[str] | None = None) -> tuple[Need, ...]:
     if not is_hub_id(config.path):
         return ()
     release = RELEASES.get(config.path, _UNKNOWN)
@@ -72,19 +86,23 @@ def model_needs(config: ModelConfig) -> tuple[Need, ...]:
         about = release.megabytes.get(kind, 0 if kind == "scheduler" else _SMALL) * 1_000_000
         pattern = f"{component}/*"
         needs.append(_need(config, release, name, (pattern,), () if there else (pattern,), about))
-    return tuple(needs)
+    return tuple(need for need in needs if only is None or _is_of(need, only))
 
 
-def local_pipeline(path: str, config: ModelConfig) -> str:
-    """The folder that a pipeline is loaded from: `path` where it is one, else the whole hub model in the cache.
+def local_pipeline(path: str, config: ModelConfig, only: Collection[str] | None = None) -> str:
+    """The folder that a pipeline is loaded from: `path` where it is one, else the hub model in the cache.
+
+    All that `config` loads must be there; with `only`, these components of the repository `path`.
 
     Raises:
         OmniNFTError: what of the hub model is not there, with sizes and the command that fetches it.
     """
     if Path(path).exists() or not is_hub_id(path):
         return path
-    why = describe_missing(model_needs(config), fetch_command(config))
-    snapshot = _snapshot(config)
+    own = config if only is None else ModelConfig(path=path)
+    needs = model_needs(config) if only is None else _repository_needs(own, only)
+    why = describe_missing(needs, fetch_command(config))
+    snapshot = _snapshot(own)
     if why is not None or snapshot is None:
         raise OmniNFTError(f"{path} is no folder, and as a hub model it is {why}")
     return str(snapshot)
@@ -95,6 +113,7 @@ def fetch_command(config: ModelConfig) -> str:
     changes = [f"model.path={config.path}"]
     changes += [f"model.revision={config.revision}"] if config.revision is not None else []
     changes += [f"model.transformer={config.transformer}"] if config.transformer != "transformer" else []
+    changes += [f"model.text_encoder={config.text_encoder}"] if config.text_encoder is not None else []
     return shlex.join(["omninft", "fetch", *changes])
 
 

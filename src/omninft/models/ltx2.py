@@ -8,25 +8,36 @@ pack as `b c f h w -> b (f h w) c`, audio latents as `b c t m -> b t (c m)`.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from diffusers import LTX2Pipeline
 from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
-from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from omninft.config import ModelConfig, SamplingConfig
 from omninft.models.adapters import AdapterSet
 from omninft.models.compiling import compile_blocks, uncompiled
-from omninft.models.loading import LTX2_CLIP, ClipDefaults, load_pipeline, read_clip_defaults
+from omninft.models.contexts import ContextCache
+from omninft.models.loading import (
+    LTX2_CLIP,
+    ClipDefaults,
+    load_pipeline,
+    load_text,
+    read_clip_defaults,
+    text_identity,
+)
+from omninft.models.lora_file import at_rank, bind, lora_shapes, read_lora
 from omninft.models.offload import BlockStream
-from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder
+from omninft.models.protocol import AdapterName, CrossSite, Direction, Mode, Recorder, TrainedName
 from omninft.models.recording import ResponseRecorder, V2ARecorder
+from omninft.models.versions import FIRST_FRAME_CRF, STG_BLOCK, Version, version_of
 from omninft.types import Conditioning, Geometry, Latents, Modality, OmniNFTError, Recording, TextContext
 
 # A block's cross-modal attentions, and the modules that write into the audio stream.
@@ -83,6 +94,7 @@ class LTX2Policy:
             for layer in self.adapters.layers:
                 layer.foldable = False  # a folded weight would stay on the device
             self.stream = BlockStream(self.blocks, self.device)
+        self.contexts: ContextCache | None = None  # on disk
         self._text: OrderedDict[str, TextContext] = OrderedDict()  # the least recently used first
         self._coords: dict[tuple[Geometry, int], tuple[Tensor, Tensor]] = {}
         self._recorders: WeakSet[Recorder] = WeakSet()
@@ -92,8 +104,33 @@ class LTX2Policy:
 
     @classmethod
     def load(cls, config: ModelConfig, seed: int = 0) -> LTX2Policy:
-        """The policy of a config; the LoRA's first draw is keyed by `seed`."""
-        return cls(load_pipeline(config), config, seed, read_clip_defaults(config.path))
+        """The policy of a config; the LoRA's first draw is keyed by `seed`, or it starts from `config.lora.init`.
+
+        Raises:
+            OmniNFTError: a model or a LoRA that cannot be loaded, or a LoRA that is not this model's or of this rank.
+        """
+        init = config.lora.init
+        start = None if init is None else at_rank(*read_lora(Path(init)), config.lora)
+        pipeline = load_pipeline(config)
+        if start is not None:  # before adapters are made for what is not there
+            bind(start, lora_shapes(pipeline.transformer, config.lora.rank), str(init), config.lora.init_partial)
+        policy = cls(pipeline, config, seed, read_clip_defaults(config.path))
+        if config.text_cache is not None:
+            policy.contexts = ContextCache(Path(config.text_cache), text_identity(config))
+        if start is not None:
+            policy.start_from(start)
+        return policy
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Make a LoRA's tensors current and old; modules that it does not have start with B = 0.
+
+        Raises:
+            OmniNFTError: tensors that this model has no place for, unless `config.lora.init_partial`.
+        """
+        lora = self.config.lora
+        bound = bind(state, self.adapters.state("current"), str(lora.init), lora.init_partial)
+        for name in get_args(TrainedName):
+            self.adapters.load_state(name, bound)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -111,12 +148,17 @@ class LTX2Policy:
         return cross_sites(self.blocks)
 
     @property
+    def version(self) -> Version:
+        """Which LTX-2 it is, from the transformer's configuration."""
+        return version_of(self.pipeline.transformer.config)
+
+    @property
     def first_frame_crf(self) -> int:
         """H.264 quality of given first frames; 0: they are taken as they are."""
         for chosen in (self.config.first_frame_crf, self.clip_defaults.first_frame_crf):
             if chosen is not None:
                 return chosen
-        return int(resolve_default_image_crf(self.pipeline.text_encoder))
+        return FIRST_FRAME_CRF[self.version]
 
     @property
     def facts(self) -> dict[str, int]:
@@ -186,13 +228,17 @@ class LTX2Policy:
         """Refuse guidance that this model would silently ignore.
 
         Raises:
-            OmniNFTError: spatio-temporal guidance without blocks, with blocks that do not exist, or on a model
-                whose attention cannot be perturbed.
+            OmniNFTError: spatio-temporal guidance with blocks that do not exist, without blocks on a model that lacks
+                its version's own, or on a model whose attention cannot be perturbed.
         """
         if not (sampling.video_guidance.stg or sampling.audio_guidance.stg):
             return
-        if not sampling.stg_blocks:
-            raise OmniNFTError("spatio-temporal guidance is on, but sampling.stg_blocks names no block")
+        own = STG_BLOCK[self.version]
+        if not sampling.stg_blocks and own >= len(self.blocks):
+            raise OmniNFTError(
+                "spatio-temporal guidance is on, but sampling.stg_blocks names no block, and that of "
+                f"LTX-{self.version}, {own}, is none of this model's {len(self.blocks)}"
+            )
         missing = [b for b in sampling.stg_blocks if not 0 <= b < len(self.blocks)]
         if missing:
             raise OmniNFTError(f"sampling.stg_blocks: found {missing}, expected blocks 0 to {len(self.blocks) - 1}")
@@ -217,19 +263,48 @@ class LTX2Policy:
         return TextContext.cat([found[p] for p in prompts])
 
     def _encode_one(self, prompt: str) -> TextContext:
+        kept = self.contexts.read(prompt) if self.contexts is not None else None
+        if kept is not None:
+            return TextContext(*(part.to(self.device) for part in (kept.video, kept.audio, kept.mask)))
         pipe = self.pipeline
+        if pipe.text_encoder is None or pipe.connectors is None:
+            load_text(pipe, self.config)
         length = self.config.max_text_tokens or min(pipe.tokenizer_max_length, 1024)
         embeds, mask, _, _ = pipe.encode_prompt(
             prompt, do_classifier_free_guidance=False, max_sequence_length=length, device=self.device
         )
         side = getattr(pipe.tokenizer, "padding_side", "left")
         video, audio, mask = pipe.connectors(embeds.to(pipe.connectors.dtype), mask, padding_side=side)
-        return TextContext(video, audio, mask)
+        context = TextContext(video, audio, mask)
+        if self.contexts is not None:
+            self.contexts.write(prompt, context)
+        return context
+
+    def free_text_encoder(self) -> None:
+        """Let go of text encoder and connectors; a prompt whose context is not kept loads them again."""
+        self.pipeline.register_modules(text_encoder=None, connectors=None)
+
+    @torch.no_grad()
+    def prepare_texts(self, prompts: Sequence[str]) -> None:
+        """Put the contexts of prompts on disk, and let go of what made them.
+
+        Raises:
+            OmniNFTError: `config.text_cache` names no folder.
+        """
+        if self.contexts is None:
+            raise OmniNFTError("model.text_cache: expected a folder for the text contexts of all prompts")
+        for prompt in dict.fromkeys(prompts):
+            if not self.contexts.file(prompt).is_file():
+                self._encode_one(prompt)
+        self.free_text_encoder()
 
     def sigmas(self, num_steps: int, geometry: Geometry, shift_tokens: int | None = None) -> Tensor:
         """The sampling schedule of the checkpoint's scheduler, [num_steps + 1] float32, from 1 down to 0.
 
         A scheduler that shifts does so for `shift_tokens` video tokens, by default for those of the clip.
+
+        Raises:
+            OmniNFTError: fewer steps than the scheduler can shift.
         """
         scheduler = self.pipeline.scheduler
         mu = calculate_shift(
@@ -240,7 +315,10 @@ class LTX2Policy:
             scheduler.config.get("max_shift", 2.05),
         )
         scheduler.set_timesteps(num_steps, sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
-        return scheduler.sigmas.float().cpu()
+        sigmas = scheduler.sigmas.float().cpu()
+        if not sigmas.isfinite().all():  # a last noise level that is also the first
+            raise OmniNFTError(f"num_steps: found {num_steps}, expected at least 2 with this model's scheduler")
+        return sigmas
 
     def velocity(
         self,
@@ -265,6 +343,7 @@ class LTX2Policy:
             video_timestep = timestep[:, None] * ~conditioning.mask
         video_coords, audio_coords = self._coordinates(geometry, len(latents))
         mask = context.mask if self._masks_anything(context.mask) else None
+        keyframes = self._keyframes(geometry, video) if self.config.mark_first_frame else None
         recording = any(recorder.recording for recorder in self._recorders)
         with self.adapters.using(adapter), uncompiled(self.config.compile and recording):
             made_video, made_audio = self.transformer(
@@ -280,12 +359,24 @@ class LTX2Policy:
                 audio_encoder_attention_mask=mask,
                 video_coords=video_coords,
                 audio_coords=audio_coords,
+                video_keyframes_mask=keyframes,
                 isolate_modalities=mode == "isolated",
-                spatio_temporal_guidance_blocks=list(stg_blocks) if mode == "stg" else None,
+                spatio_temporal_guidance_blocks=self._stg_blocks(stg_blocks) if mode == "stg" else None,
                 use_cross_timestep=True,
                 return_dict=False,
             )
         return Latents(made_video.float(), made_audio.float())
+
+    def _stg_blocks(self, chosen: Sequence[int]) -> list[int]:
+        return list(chosen) or [STG_BLOCK[self.version]]
+
+    def _keyframes(self, geometry: Geometry, video: Tensor) -> Tensor | None:
+        """[1, Tv, 1]: 1 at tokens of the first latent frame, which holds one frame; None where the model has no use."""
+        if not self.pipeline.transformer.config.use_keyframes_abs_pos_embedding:
+            return None
+        mask = torch.zeros(1, geometry.video_tokens, 1, device=video.device)
+        mask[:, : geometry.latent_height * geometry.latent_width] = 1
+        return mask
 
     def _masks_anything(self, mask: Tensor) -> bool:
         """Ones alone (always so after the connectors' registers) are no mask, with which flash attention is ruled out.
