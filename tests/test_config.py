@@ -163,6 +163,7 @@ def another(key: str, value: Any) -> Any:
         "credit.surgery.audio_schedule": [{"start": 0, "stop": 1, "scale": 0.5}], "model.lora.targets": ["attn1.to_q"],
         "model.quantise": "int8", "model.old_dtype": "bfloat16", "optimiser.kind": "adamw8bit",
         "model.offload": None, "model.weights": "distilled",
+        "sampling.sigmas": None, "evaluation.sampling.sigmas": None,
         "samples.prompts": "mine.txt", "run.wandb.entity": "us", "run.wandb.group": "a", "run.wandb.mode": "offline",
         "run.wandb.tags": ["a"],
     }  # fmt: skip

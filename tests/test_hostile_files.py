@@ -258,7 +258,7 @@ def mutations(content: bytes, rng: random.Random, count: int = 6) -> dict[str, b
 
 def problem(loader: Loader, path: Path) -> str | None:
     """What is wrong with how the file at `path` was taken."""
-    peak, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    peak, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     wrong = None
     try:
         loader.load(path)
@@ -269,7 +269,7 @@ def problem(loader: Loader, path: Path) -> str | None:
             wrong = f"said {message[:300]!r}"
     except Exception as error:  # noqa: BLE001
         wrong = f"raised {type(error).__name__}: {error}"[:300]
-    seconds = time.monotonic() - begin
+    seconds = time.process_time() - begin
     megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
     if seconds > SECONDS or megabytes > MEGABYTES:
         wrong = f"took {seconds:.1f} s and {megabytes:.0f} MB; {wrong}"

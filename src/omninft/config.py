@@ -16,7 +16,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
-from typing import Annotated, Any, Literal, get_args
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -170,6 +171,8 @@ class SamplingConfig(Frozen):
     """Frames per second; null: the model's own."""
     num_steps: Steps = 20
     """Denoising steps."""
+    sigmas: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Noise levels of the steps, falling, `num_steps` of them; null: the schedule of the model's scheduler."""
     shift_tokens: Annotated[int, Field(ge=1, le=10**6)] | None = None
     """Video tokens that the schedule is shifted for, 4096 in the official code; null: the clip's own."""
     video_guidance: GuidanceConfig = GuidanceConfig()
@@ -182,6 +185,15 @@ class SamplingConfig(Frozen):
     """What text guidance leads away from."""
     batch_size: Positive = 32
     """Clips sampled at a time."""
+
+    @model_validator(mode="after")
+    def _sigmas_are_the_steps(self) -> Self:
+        if self.sigmas is not None:
+            if len(self.sigmas) != self.num_steps:
+                raise ValueError(f"num_steps is {self.num_steps} and there are {len(self.sigmas)} sigmas")
+            if any(later >= earlier for earlier, later in pairwise(self.sigmas)):
+                raise ValueError("sigmas must fall")
+        return self
 
 
 Weight = Annotated[float, Field(ge=-1e6, le=1e6)]
@@ -433,6 +445,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 # Keys that checkpoints of earlier versions do not have, and the value that says what was so then.
 ADDED = {
+    "sampling.sigmas": None,
     "model.quantise": None,
     "model.old_dtype": "float32",
     "model.compile": False,

@@ -27,7 +27,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A small random model in place of the bundled one; what was loaded."""
     found: list[Any] = []
 
-    def load(model: str, lora: Path | None) -> tuple[Any, str]:
+    def load(model: str, lora: Path | None, strength: float) -> tuple[Any, str]:
         found.append(model)
         return make_policy(), "reference"
 
@@ -137,7 +137,7 @@ def test_settings_are_the_models_own_and_shared_with_evaluate(tmp_path: Path) ->
         40,
         full.video_guidance,
         full.audio_guidance,
-        (29,),
+        (),
     )
     assert (small.num_steps, small.video_guidance.text, small.video_guidance.stg) == (16, 1.0, 0.0)
     for model, own in ((str(tmp_path), large), ("tiny", small)):
@@ -151,7 +151,6 @@ def test_each_choice_changes_its_own(tmp_path: Path) -> None:
     assert got.audio_guidance.text == 7.0
     assert (got.negative_prompt, got.stg_blocks, got.num_steps) == ("blur", (3,), 40)
     for wrong, said in (
-        (SamplingChoice(stg=1.0), "--stg-blocks"),
         (SamplingChoice(negative="blur"), "off"),
         (SamplingChoice(rescale=2.0), r"rescale.*found 2\.0"),
     ):
@@ -163,12 +162,13 @@ def test_strength_scales_what_a_lora_adds(tmp_path: Path, monkeypatch: pytest.Mo
     lora = tmp_path / "lora.safetensors"
     lora.write_bytes(b"")  # only its checksum is asked for
 
-    def load(model: str, lora: Path | None) -> tuple[Any, str]:
+    def load(model: str, lora: Path | None, strength: float) -> tuple[Any, str]:
         policy = make_policy()
         torch.manual_seed(1)
         for key, tensor in policy.adapters.state("current").items():
             if key.endswith("lora_B"):
                 tensor.normal_(0, 0.1)
+        policy.adapters.load_state("current", sampling.at_strength(policy.adapters.state("current"), strength))
         return policy, "reference" if lora is None else "current"
 
     monkeypatch.setattr(sampling, "load_policy", load)

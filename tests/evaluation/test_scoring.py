@@ -98,7 +98,7 @@ def test_prompts_of_a_benchmark_go_by_row(tmp_path: Path) -> None:
 
 
 def test_clips_made_from_a_file_are_scored_with_it(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sampling, "load_policy", lambda model, lora: (make_policy(), "reference"))
+    monkeypatch.setattr(sampling, "load_policy", lambda model, lora, strength: (make_policy(), "reference"))
     prompts = tmp_path / "prompts.csv"
     prompts.write_text('prompt_v,prompt_a,id\na cat,it meows,\n"a dog, brown",it barks,\nrain,rain falls,wet-1\n')
     sample_clips(str(prompts), tmp_path / "out", count=2, choice=SamplingChoice(steps=1))

@@ -80,7 +80,7 @@ def test_a_machine_gives_up_nothing_that_the_version_needs() -> None:
     config = load_config("ltx2.3-distilled+24gb")
     assert (config.sampling.num_steps, config.evaluation_sampling.num_steps) == (8, 8)
     assert (config.sampling.height, config.model.quantise, config.sampling.shift_tokens) == (256, "nf4", None)
-    assert load_config("24gb+ltx2.3").evaluation.sampling.stg_blocks == (28,)
+    assert load_config("24gb+ltx2.3").sampling.num_steps == 10
     # A method of another loss takes the place of what the machine says about the loss.
     assert load_config("ltx2+24gb+flow_grpo").objective.kind == "flow_grpo"
     assert load_config("ltx2+24gb+gdpo").objective.reference_share == 0.25

@@ -20,7 +20,7 @@ PUBLISHED: dict[str, Any] = {
     "model.dtype": "auto",
     "model.quantise": None,
     "model.old_dtype": "float32",
-    "model.lora": {"rank": 32, "alpha": 64.0, "targets": None},
+    "model.lora": {"rank": 32, "alpha": 64.0, "targets": None, "init": None, "init_partial": False},
     "prompts.per_iteration": 4,
     "prompts.group_size": 8,
     "sampling.num_frames": 121,
@@ -73,18 +73,17 @@ PUBLISHED: dict[str, Any] = {
     "evaluation.sampling.num_steps": 40,
     "evaluation.sampling.video_guidance": {"text": 3.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7},
     "evaluation.sampling.audio_guidance": {"text": 7.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7},
-    "evaluation.sampling.stg_blocks": [29],
+    "evaluation.sampling.stg_blocks": [],
     "run.old_schedule": 1,
 }
 PUBLISHED_SIGMAS = [1.0, 0.9915, 0.9821, 0.9718, 0.9605, 0.9478, 0.9337, 0.9178]
 LESS = {"sampling.num_steps": 10, "objective.reference_share": 0.25, "evaluation.sampling.num_steps": 20}
 VERSION: dict[str, dict[str, Any]] = {
     "ltx2": {},
-    "ltx2.3": {"model.path": "diffusers/LTX-2.3-Diffusers", "evaluation.sampling.stg_blocks": [28]},
+    "ltx2.3": {"model.path": "diffusers/LTX-2.3-Diffusers"},
     "ltx2.5": {
         "model.path": "Lightricks/LTX-2.5-Diffusers",
         "model.transformer": "transformer_full",
-        "evaluation.sampling.stg_blocks": [28],
     },
 }
 MACHINE: dict[str, dict[str, Any]] = {
@@ -128,6 +127,8 @@ def test_the_distilled_weights_take_their_own_steps() -> None:
     for sampling in (config.sampling, config.evaluation_sampling):
         assert (sampling.num_steps, num_passes(sampling), sampling.shift_tokens) == (8, 8, None)
         assert (sampling.num_frames, sampling.height, sampling.width) == (121, 512, 768)
+        assert sampling.sigmas == (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875)
+    assert config.model.weights == "distilled"
     same = {key: value for key, value in PUBLISHED.items() if key.startswith(("credit", "objective", "optimiser"))}
     assert {key: at(config, key) for key in same} == same
 

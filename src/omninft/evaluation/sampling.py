@@ -83,9 +83,7 @@ def sample_clips(
     groups = [PromptGroup(p, numbers) for p in chosen if (numbers := _lacking(p, count, there))]
     progress(len(there), len(place))
     if groups:
-        policy, adapter = load_policy(model, lora)
-        if strength != 1:
-            policy.adapters.load_state("current", at_strength(policy.adapters.state("current"), strength))
+        policy, adapter = load_policy(model, lora, strength)
         sampler = RolloutSampler(policy, sampling, read_frame=read_first_frame)
         # Only here, where the model has taken the settings, is anything of the folder touched.
         if force:
@@ -127,7 +125,7 @@ def load_policy(model: str = "tiny", lora: Path | None = None, strength: float =
     _, found = read_lora(lora)
     policy = LTX2Policy.load(ModelConfig(path=model, lora=found.model_copy(update={"init": str(lora)})))
     state = policy.adapters.state("current")
-    policy.adapters.load_state("current", {n: t * strength if n.endswith(".lora_B") else t for n, t in state.items()})
+    policy.adapters.load_state("current", at_strength(state, strength))
     return policy, "current"
 
 

@@ -97,11 +97,6 @@ class SamplingChoice:
         except ValueError as error:
             raise OmniNFTError(f"sampling: {_first_line(error)}") from error
         scales = (made.video_guidance, made.audio_guidance)
-        if any(g.stg for g in scales) and not made.stg_blocks:
-            raise OmniNFTError(
-                f"spatio-temporal guidance needs the blocks that it perturbs (--stg-blocks), which the settings of "
-                f"{model!r} do not name"
-            )
         if self.negative and all(g.text == 1.0 for g in scales):
             raise OmniNFTError(
                 "a negative prompt acts by text guidance, which is off (1): give --video-guidance or --audio-guidance"

@@ -165,6 +165,11 @@ def open_source(config: ModelConfig) -> Source:
             that was not fetched.
     """
     path = Path(local_pipeline(model_path(config.path), config))
+    if not path.exists():
+        raise OmniNFTError(
+            f"no LTX-2 pipeline could be loaded from {config.path!r}: there is nothing; expected 'tiny', a folder that "
+            "LTX2Pipeline.save_pretrained wrote, a hub id, or original .safetensors files"
+        )
     index = path / "model_index.json"
     if not index.is_file():
         return _open_originals(path, config)

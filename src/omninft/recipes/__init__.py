@@ -18,7 +18,18 @@ from omninft.files import parse_yaml, read_text
 from omninft.naming import did_you_mean
 from omninft.types import OmniNFTError
 
-_MODEL_KEYS = ("path", "revision", "transformer", "dtype", "first_frame_crf", "max_text_tokens", "lora")
+_MODEL_KEYS = (
+    "path",
+    "revision",
+    "transformer",
+    "weights",
+    "text_encoder",
+    "dtype",
+    "first_frame_crf",
+    "mark_first_frame",
+    "max_text_tokens",
+    "lora",
+)
 _MACHINE_KEYS = (
     "device",
     "dtype",
@@ -27,6 +38,7 @@ _MACHINE_KEYS = (
     "compile",
     "offload",
     "vae_tiling",
+    "text_cache",
     "gradient_checkpointing",
 )
 # Kind of part -> the keys it may set, in the order of a combined name. A method says how rollouts are guided and how

@@ -64,7 +64,11 @@ class RolloutSampler:
             raise OmniNFTError(f"solver sde needs a noise_level above 0, found {needs.noise_level}")
         self.policy, self.sampling, self.needs = policy, sampling, needs
         self.geometry: Geometry = policy.geometry(sampling)
-        self.sigmas: Tensor = policy.sigmas(sampling.num_steps, self.geometry, sampling.shift_tokens)  # [steps + 1]
+        self.sigmas: Tensor = (  # [steps + 1]
+            policy.sigmas(sampling.num_steps, self.geometry, sampling.shift_tokens)
+            if sampling.sigmas is None
+            else torch.tensor([*sampling.sigmas, 0.0])
+        )
         self.read_frame = read_frame
         if recorders is None:
             recorders = [
